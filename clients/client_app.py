@@ -1,0 +1,83 @@
+"""The ClientApp: unpack a message, call plain PyTorch, pack the reply."""
+
+import logging
+from collections.abc import Callable
+from functools import wraps
+
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from ff_flower.accelerator import prepare
+from ff_flower.errors import FederatedFactoryError
+from ff_flower.messages import answer_reply, fit_reply, read_files, read_request, told
+
+from .local_sgd import local_update
+from .module_factory import answer, fit_local, fit_modules
+from .site import open_site
+
+logger = logging.getLogger("flwr")
+app = ClientApp()
+
+CLIENT_RAISED = 2
+Handler = Callable[[Message, Context], RecordDict]
+
+
+def replying(handler: Handler) -> Callable[[Message, Context], Message]:
+    """Turn what ``handler`` returns into a reply, and what it raises into an error reply of one sentence.
+
+    Flower shows an exception as the traceback of the whole actor, and a handler that returns nothing stalls the run.
+    """
+
+    @wraps(handler)
+    def reply(message: Message, context: Context) -> Message:
+        try:
+            return Message(handler(message, context), reply_to=message)
+        except (FederatedFactoryError, OSError, RuntimeError, ValueError, MemoryError) as error:
+            name = "" if isinstance(error, FederatedFactoryError) else f"{type(error).__name__}: "
+            return Message(Error(code=CLIENT_RAISED, reason=f"{name}{error}"), reply_to=message)
+
+    return reply
+
+
+@app.train()
+@replying
+def train(message: Message, context: Context) -> RecordDict:
+    """Fit the node's modules; a node that has nothing left to do says only who it is."""
+    request = read_request(message.content)
+    device = prepare(request.spec, request.spec.threads)
+    if int(context.node_config["partition-id"]) not in request.partitions:
+        return RecordDict(told(int(context.node_config["partition-id"])))
+    return fit_reply(*fit_modules(request.spec, open_site(request.spec, context.node_config), device))
+
+
+@app.train("average")
+@replying
+def train_average(message: Message, context: Context) -> RecordDict:
+    """Train the global classifier on the node's images for FedAvg or FedProx."""
+    request = read_request(message.content)
+    device = prepare(request.spec, request.spec.threads)
+    site = open_site(request.spec, context.node_config)
+    weights = message.content.array_records["arrays"].to_torch_state_dict()
+    updated = local_update(request.spec, site, weights, request.server_round, device)
+    return RecordDict({"arrays": ArrayRecord(updated), **told(site.partition, len(site.own))})
+
+
+@app.evaluate()
+@replying
+def evaluate(message: Message, context: Context) -> RecordDict:
+    """Synthesize from all modules, fit a classifier, and answer with what the consensus needs."""
+    request = read_request(message.content)
+    device = prepare(request.spec, request.spec.threads)
+    site = open_site(request.spec, context.node_config)
+    account, logits, weights = answer(request.spec, site, read_files(message.content, "modules"), device)
+    return answer_reply(account, len(site.own), logits, weights)
+
+
+@app.evaluate("local")
+@replying
+def evaluate_local(message: Message, context: Context) -> RecordDict:
+    """Fit a classifier on the node's own images alone."""
+    request = read_request(message.content)
+    device = prepare(request.spec, request.spec.threads)
+    site = open_site(request.spec, context.node_config)
+    return answer_reply(fit_local(request.spec, site, device), len(site.own), None, None)

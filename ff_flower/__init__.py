@@ -1,0 +1,1 @@
+"""FederatedFactory in plain PyTorch and NumPy: modules, registry, synthesis, classifiers, metrics."""

@@ -1,0 +1,73 @@
+"""Where tensors live and how fast arithmetic is chosen: device, precision, threads, compilation."""
+
+import logging
+import os
+
+import torch
+from torch import nn
+
+from .config import RunSpec
+from .errors import ConfigError
+
+logger = logging.getLogger("flwr")
+
+
+def select_device(name: str = "auto") -> torch.device:
+    """Return the device called ``name``; ``auto`` is the first GPU when there is one, else the CPU.
+
+    Raises
+    ------
+    ConfigError
+        When ``cuda`` is asked for and this process sees no GPU.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ConfigError(
+            "device = 'cuda': this process sees no GPU; give clients a share of one "
+            "(--federation-config client-resources-num-gpus=0.5) or set device = 'auto'"
+        )
+    return torch.device("cuda" if name != "cpu" and available else "cpu")
+
+
+def prepare(spec: RunSpec, threads: int) -> torch.device:
+    """Set this process's torch threads and determinism as ``spec`` demands, and return its device.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        Gives ``device`` and ``deterministic``.
+    threads : int
+        Torch threads; 0 means all cores. Sums are ordered by thread, so results repeat bit for bit for equal numbers only.
+    """
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(spec.deterministic, warn_only=True)
+    device = select_device(spec.device)
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not spec.deterministic
+    return device
+
+
+def low_precision(device: torch.device) -> torch.autocast:
+    """Return an autocast to bfloat16 where the device computes in it natively, and one that does nothing elsewhere."""
+    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=native)
+
+
+def place(network: nn.Module, device: torch.device) -> nn.Module:
+    """Move ``network`` to ``device``, channels last on a GPU, where convolutions are fastest in that layout."""
+    if device.type == "cuda":
+        return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return network.to(device)
+
+
+def accelerate(network: nn.Module, device: torch.device) -> nn.Module:
+    """Compile ``network`` for a GPU; anywhere else, or without a working compiler, return it as it is."""
+    if device.type != "cuda":
+        return network
+    from torch.utils._triton import has_triton
+
+    if not has_triton():
+        logger.info("torch.compile is left out: no Triton compiler was found")
+        return network
+    compiled: nn.Module = torch.compile(network, dynamic=False)
+    return compiled

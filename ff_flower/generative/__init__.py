@@ -1,0 +1,47 @@
+"""Generative modules: what a site fits per local class and uploads once."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import ModuleSpec, Scalar, unknown_name
+from ..errors import ModuleError
+from .base import BLOCK, GenerativeModule
+from .edm import EDMModule
+from .gaussian_mixture import GaussianMixtureModule
+
+KINDS: dict[str, type[GenerativeModule[Any]]] = {kind.kind: kind for kind in (EDMModule, GaussianMixtureModule)}
+
+
+def build_module(
+    spec: ModuleSpec, image_shape: tuple[int, int, int], device: torch.device | str = "cpu"
+) -> GenerativeModule[Any]:
+    """Return an unfitted module of the kind that ``spec`` chooses."""
+    return KINDS[spec.kind](spec.of_kind(), image_shape, device)
+
+
+def restore_module(
+    kind: str,
+    settings: Mapping[str, Scalar],
+    image_shape: tuple[int, int, int],
+    state: Mapping[str, Tensor],
+    device: torch.device | str = "cpu",
+) -> GenerativeModule[Any]:
+    """Return the fitted module that a manifest's kind and settings and a file's tensors describe.
+
+    Raises
+    ------
+    ModuleError
+        For an unknown kind, or tensors that do not belong to the settings.
+    ConfigError
+        For settings that the kind does not have.
+    """
+    if kind not in KINDS:
+        raise ModuleError(unknown_name("module kind", kind, list(KINDS)))
+    spec = ModuleSpec.model_validate({"kind": kind, kind.replace("_", "-"): dict(settings)}).of_kind()
+    return KINDS[kind].restore(spec, image_shape, state, device)
+
+
+__all__ = ["BLOCK", "KINDS", "EDMModule", "GaussianMixtureModule", "GenerativeModule", "build_module", "restore_module"]

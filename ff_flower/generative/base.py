@@ -1,0 +1,153 @@
+"""The grammar of every generative module: construct, ``fit``, ``sample``, ``state``, ``restore``.
+
+Sample *k* is a function of the module's state and of row *k* of one stream of normal numbers. The stream is drawn, and
+the network evaluated, in batches of one fixed shape, so that a longer request repeats a shorter one bit for bit.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import ClassVar, Generic, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..config import Spec
+from ..data.transforms import to_uint8
+from ..errors import ModuleError, NotFittedError
+
+SpecT = TypeVar("SpecT", bound=Spec)
+Progress = Callable[[int, int, float], None]
+
+BLOCK = 64
+
+
+class GenerativeModule(ABC, Generic[SpecT]):
+    """A generative model of the images of one class.
+
+    Parameters
+    ----------
+    spec : Spec
+        Settings of this kind.
+    image_shape : tuple of int
+        ``(C, H, W)`` of the images.
+    device : torch.device
+        Where fitting and sampling are done.
+    """
+
+    kind: ClassVar[str]
+    batch_blocks: int = 1
+
+    def __init__(self, spec: SpecT, image_shape: tuple[int, int, int], device: torch.device | str = "cpu") -> None:
+        self.spec = spec
+        self.image_shape = image_shape
+        self.device = torch.device(device)
+        self.images_shown = 0
+
+    def fit(self, images: Tensor, seed: int, progress: Progress | None = None) -> Self:
+        """Learn the distribution of ``images``.
+
+        Parameters
+        ----------
+        images : Tensor
+            (n, C, H, W) uint8 in [0, 255], all of one class.
+        seed : int
+            Root of every random number of the fit; equal seeds give equal states on one machine.
+        progress : callable, optional
+            Called now and then with (step, steps, loss).
+
+        Raises
+        ------
+        ModuleError
+            When the images do not fit ``image_shape``, or training ends in weights that are not finite.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != self.image_shape or not len(images):
+            raise ModuleError(
+                f"images of shape {tuple(images.shape)} and type {images.dtype}: a {self.kind} module for {self.image_shape} "
+                "takes at least one uint8 image of that shape; check data.size"
+            )
+        self._fit(images, seed, progress)
+        broken = [name for name, tensor in self.state().items() if not torch.isfinite(tensor).all()]
+        if broken:
+            raise ModuleError(f"weights {broken[0]!r} are not finite after fitting: lower the learning rate or the budget")
+        return self
+
+    @torch.inference_mode()
+    def sample(self, n: int, generator: torch.Generator, start: int = 0) -> Tensor:
+        """Return samples ``start`` to ``start + n - 1`` of the stream that ``generator`` begins.
+
+        Parameters
+        ----------
+        n : int
+            Number of samples.
+        generator : torch.Generator
+            A fresh CPU generator; the whole stream follows from its seed.
+        start : int
+            Index of the first sample.
+
+        Returns
+        -------
+        Tensor
+            (n, C, H, W) uint8 in [0, 255], on the CPU.
+
+        Raises
+        ------
+        NotFittedError
+            Before ``fit`` or ``restore``.
+        """
+        self.state()
+        first, stop = start // BLOCK, -(-(start + n) // BLOCK)
+        for _ in range(first):
+            self._noise(generator)
+        parts = [to_uint8(self._generate(noise.to(self.device))).cpu() for noise in self._batches(generator, stop - first)]
+        images = torch.cat(parts) if parts else torch.empty((0, *self.image_shape), dtype=torch.uint8)
+        offset = start - first * BLOCK
+        return images[offset : offset + n]
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that ``sample`` needs, by name; raise `NotFittedError` before ``fit``."""
+
+    @classmethod
+    @abstractmethod
+    def restore(
+        cls, spec: SpecT, image_shape: tuple[int, int, int], state: Mapping[str, Tensor], device: torch.device | str = "cpu"
+    ) -> Self:
+        """Build a fitted module from ``state``; raise `ModuleError` where names or shapes do not belong to ``spec``."""
+
+    @property
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of the normal numbers from which one sample is made."""
+
+    @abstractmethod
+    def _fit(self, images: Tensor, seed: int, progress: Progress | None) -> None:
+        """Learn from checked images."""
+
+    @abstractmethod
+    def _generate(self, noise: Tensor) -> Tensor:
+        """Turn (b, *latent_shape) standard normal numbers into (b, C, H, W) images, about [-1, 1]."""
+
+    def _noise(self, generator: torch.Generator) -> Tensor:
+        return torch.randn((BLOCK, *self.latent_shape), generator=generator)
+
+    def _batches(self, generator: torch.Generator, blocks: int) -> Iterator[Tensor]:
+        """Yield noise for ``blocks`` blocks in batches of one shape; a last short batch is filled with zeros and cut."""
+        for begin in range(0, blocks, self.batch_blocks):
+            drawn = [self._noise(generator) for _ in range(min(self.batch_blocks, blocks - begin))]
+            filling = [torch.zeros_like(drawn[0])] * (self.batch_blocks - len(drawn))
+            yield torch.cat(drawn + filling)
+
+
+def check_state(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], kind: str) -> None:
+    """Refuse a ``state`` whose names or shapes are not ``expected`` (ModuleError)."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    for name in sorted(shapes.keys() ^ expected.keys()):
+        raise ModuleError(f"tensor {name!r}: a {kind} module of this spec has exactly {len(expected)} others; refit it")
+    for name, shape in expected.items():
+        if shapes[name] != shape:
+            raise ModuleError(f"tensor {name!r} has shape {shapes[name]}: a {kind} module of this spec has {shape}; refit it")
+
+
+def not_fitted(kind: str) -> NotFittedError:
+    """Return the error of a module that is asked before it learned."""
+    return NotFittedError(f"this {kind} module holds no weights: call fit or restore first")

@@ -1,0 +1,109 @@
+"""The ``gaussian_mixture`` module: principal components and a mixture of Gaussians; seconds on a CPU."""
+
+from collections.abc import Mapping
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from ..config import GaussianMixtureSpec
+from ..data.transforms import to_unit
+from ..seeding import library_seed
+from .base import GenerativeModule, Progress, check_state, not_fitted
+
+
+class GaussianMixtureModule(GenerativeModule[GaussianMixtureSpec]):
+    """PCA to whitened scores, a full-covariance mixture on them, and the linear way back to pixels.
+
+    The state holds ``mean`` (D,), ``basis`` (k, D) that maps scores to pixels, ``residual`` (D,), the standard deviation that
+    PCA dropped, and the mixture's ``weights`` (m,), ``means`` (m, k) and lower Cholesky factors ``factors`` (m, k, k).
+    """
+
+    kind = "gaussian_mixture"
+
+    def __init__(self, spec: GaussianMixtureSpec, image_shape: tuple[int, int, int], device: torch.device | str = "cpu") -> None:
+        super().__init__(spec, image_shape, device)
+        self._state: dict[str, Tensor] = {}
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """One number that chooses the Gaussian, k for its scores and D for the residual."""
+        components, pixels = self.state()["basis"].shape
+        return (1 + components + pixels * self.spec.residual_noise,)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors named in the class's docstring."""
+        if not self._state:
+            raise not_fitted(self.kind)
+        return dict(self._state)
+
+    @classmethod
+    def restore(
+        cls,
+        spec: GaussianMixtureSpec,
+        image_shape: tuple[int, int, int],
+        state: Mapping[str, Tensor],
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """Build a fitted module from its tensors; the number of components and Gaussians may be smaller than ``spec``'s."""
+        module = cls(spec, image_shape, device)
+        pixels = image_shape[0] * image_shape[1] * image_shape[2]
+        means = state.get("means", torch.empty(0, 0))
+        mixtures, components = means.shape if means.ndim == 2 else (0, 0)
+        mixtures, components = min(mixtures, spec.mixtures), min(components, spec.components)
+        check_state(state, _shapes(mixtures, components, pixels), cls.kind)
+        module._state = {name: tensor.to(module.device, torch.float32) for name, tensor in state.items()}
+        return module
+
+    def _fit(self, images: Tensor, seed: int, progress: Progress | None) -> None:
+        from sklearn.decomposition import PCA
+        from sklearn.mixture import GaussianMixture
+        from threadpoolctl import threadpool_limits
+
+        spec, pixels = self.spec, to_unit(images).flatten(1).double().numpy()
+        components = max(1, min(spec.components, len(pixels) - 1, pixels.shape[1]))
+        mixtures = max(1, min(spec.mixtures, len(pixels) // spec.images_per_mixture))
+        with threadpool_limits(1):
+            pca = PCA(components, whiten=True, random_state=library_seed(seed, "pca")).fit(pixels)
+            scores = pca.transform(pixels) if len(pixels) > 1 else pixels[:, :1] * 0
+            mixture = GaussianMixture(
+                mixtures, reg_covar=spec.regularization, max_iter=200, random_state=library_seed(seed, "mixture")
+            ).fit(scores if len(scores) > 1 else scores.repeat(2, axis=0))
+            factors = torch.linalg.cholesky(torch.from_numpy(mixture.covariances_))
+        basis = torch.from_numpy(pca.components_) * torch.from_numpy(pca.explained_variance_).nan_to_num().sqrt()[:, None]
+        mean = torch.from_numpy(pca.mean_)
+        rebuilt = mean + torch.from_numpy(scores) @ basis
+        found = {
+            "mean": mean,
+            "basis": basis,
+            "residual": (torch.from_numpy(pixels) - rebuilt).square().mean(0).sqrt(),
+            "weights": torch.from_numpy(mixture.weights_),
+            "means": torch.from_numpy(mixture.means_),
+            "factors": factors,
+        }
+        self._state = {name: tensor.to(self.device, torch.float32) for name, tensor in found.items()}
+        self.images_shown = len(images) * int(mixture.n_iter_)
+        if progress is not None:
+            progress(int(mixture.n_iter_), int(mixture.n_iter_), -float(mixture.lower_bound_))
+
+    def _generate(self, noise: Tensor) -> Tensor:
+        state, components = self._state, self._state["basis"].shape[0]
+        levels = state["weights"].cumsum(0)
+        uniform = torch.special.ndtr(noise[:, :1].double()).float() * levels[-1]
+        chosen = torch.searchsorted(levels, uniform).flatten().clamp_max(len(levels) - 1)
+        scores = state["means"][chosen] + torch.einsum("bij,bj->bi", state["factors"][chosen], noise[:, 1 : 1 + components])
+        pixels = state["mean"] + scores @ state["basis"]
+        if self.spec.residual_noise:
+            pixels = pixels + state["residual"] * noise[:, 1 + components :]
+        return pixels.reshape(-1, *self.image_shape)
+
+
+def _shapes(mixtures: int, components: int, pixels: int) -> dict[str, tuple[int, ...]]:
+    return {
+        "mean": (pixels,),
+        "basis": (components, pixels),
+        "residual": (pixels,),
+        "weights": (mixtures,),
+        "means": (mixtures, components),
+        "factors": (mixtures, components, components),
+    }

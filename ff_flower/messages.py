@@ -1,0 +1,156 @@
+"""What crosses the wire: every record and key name, once.
+
+======================  =============  ======================================================================
+record                  kind           content
+======================  =============  ======================================================================
+``spec``                ConfigRecord   the run's flat spec, server to node
+``request``             ConfigRecord   ``source-digest``, ``partitions`` still wanted, ``server-round``
+``modules``             ArrayRecord    module files by module_id, one uint8 Array each, both ways
+``arrays``              ArrayRecord    classifier weights of the averaging methods, Flower's own name
+``report``              ConfigRecord   ``json``: a `FitReport` or an `Answer`, node to server
+``logits``              ArrayRecord    one safetensors file with float16 logits on the synthetic set
+``weights``             ArrayRecord    one safetensors file with a classifier's weights
+``metrics``             MetricRecord   ``num-examples``, ``partition-id``
+======================  =============  ======================================================================
+
+Files travel as they are, in one Array whose data are the file's bytes, so that the bytes that were verified are the bytes
+that are kept. Nothing here unpickles.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from .config import RunSpec, from_run_config
+from .environment import source_digest
+from .errors import RunError, VerificationError
+from .reports import Answer, FitReport
+from .run_directory import weights_file
+
+FILE_TYPE = "safetensors"
+MAX_FILE_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the server asks of a node.
+
+    Attributes
+    ----------
+    spec : RunSpec
+        The run.
+    partitions : frozenset of int
+        Partitions of which something is still missing; a node of another one answers at once.
+    server_round : int
+        Flower's round.
+    """
+
+    spec: RunSpec
+    partitions: frozenset[int]
+    server_round: int
+
+
+def request_records(spec: RunSpec, partitions: Iterable[int], server_round: int = 1) -> RecordDict:
+    """Return the records that ask nodes to work on ``spec``."""
+    wanted = ",".join(str(partition) for partition in sorted(partitions))
+    request = ConfigRecord({"source-digest": source_digest(), "partitions": wanted, "server-round": server_round})
+    return RecordDict({"spec": ConfigRecord({**spec.flat()}), "request": request})
+
+
+def read_request(content: RecordDict) -> Request:
+    """Read a request, and refuse to work for a server that runs other code.
+
+    Raises
+    ------
+    RunError
+        When the server's code differs from this node's.
+    """
+    request = content.config_records["request"]
+    if request["source-digest"] != source_digest():
+        raise RunError(
+            "the server runs other code than this node: Flower's simulated clients import from the directory in which the "
+            "SuperLink was started; stop it and start it from the checkout that you run"
+        )
+    spec = from_run_config(dict(content.config_records["spec"]))  # type: ignore[arg-type]
+    partitions = frozenset(int(part) for part in str(request["partitions"]).split(",") if part)
+    return Request(spec, partitions, int(str(request["server-round"])))
+
+
+def file_record(files: Mapping[str, bytes]) -> ArrayRecord:
+    """Return files by name as an ArrayRecord."""
+    return ArrayRecord(
+        {name: Array(dtype="uint8", shape=(len(data),), stype=FILE_TYPE, data=data) for name, data in files.items()}
+    )
+
+
+def read_files(content: RecordDict, record: str, max_bytes: int = MAX_FILE_BYTES) -> dict[str, bytes]:
+    """Return the files of a record, by name; none where the record is absent.
+
+    Raises
+    ------
+    VerificationError
+        When an array is not a file, or larger than ``max_bytes``.
+    """
+    files = {}
+    for name, array in content.array_records.get(record, ArrayRecord()).items():
+        if array.stype != FILE_TYPE:
+            raise VerificationError("file-type", f"array {name!r} is of type {array.stype!r}, not {FILE_TYPE!r}")
+        if len(array.data) > max_bytes:
+            raise VerificationError("size", f"file {name!r} has {len(array.data)} bytes, at most {max_bytes} are read")
+        files[name] = array.data
+    return files
+
+
+def count_bytes(content: RecordDict, record: str) -> int:
+    """Return the payload of a record in bytes, without Flower's framing."""
+    return sum(len(array.data) for array in content.array_records.get(record, ArrayRecord()).values())
+
+
+def told(partition: int, num_examples: int = 0, report: str = "") -> dict[str, ArrayRecord | MetricRecord | ConfigRecord]:
+    """Return the records by which every reply says who it is from, and on how many images it rests."""
+    metrics = MetricRecord({"num-examples": num_examples, "partition-id": partition})
+    return {"metrics": metrics, "report": ConfigRecord({"json": report})}
+
+
+def fit_reply(report: FitReport, files: Mapping[str, bytes]) -> RecordDict:
+    """Return a node's module files with its report."""
+    return RecordDict({"modules": file_record(files), **told(report.partition, report.num_examples, report.to_json())})
+
+
+def read_fit_reply(content: RecordDict) -> tuple[FitReport, dict[str, bytes]]:
+    """Return report and module files of a node; the files are not verified yet."""
+    return FitReport.from_json(_report(content)), read_files(content, "modules")
+
+
+def answer_reply(answer: Answer, num_examples: int, logits: Tensor | None, weights: Mapping[str, Tensor] | None) -> RecordDict:
+    """Return a node's answer, with its logits (n, K) at half precision and its classifier where the run asks for them."""
+    content = RecordDict(told(answer.partition, num_examples, answer.to_json()))
+    if logits is not None:
+        content["logits"] = file_record({"logits": weights_file({"logits": logits.half()})})
+    if weights is not None:
+        content["weights"] = file_record({"weights": weights_file(dict(weights))})
+    return content
+
+
+def read_answer(content: RecordDict) -> tuple[Answer, dict[str, bytes]]:
+    """Return an answer and its files, ``logits`` and ``weights``, as far as it brings them; see `read_tensors`."""
+    return Answer.from_json(_report(content)), read_files(content, "logits") | read_files(content, "weights")
+
+
+def read_tensors(data: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file; `VerificationError` (rule ``safetensors``) where it is none."""
+    try:
+        return dict(load_tensors(data))
+    except SafetensorError as error:
+        raise VerificationError("safetensors", str(error)) from error
+
+
+def _report(content: RecordDict) -> str:
+    text = content.config_records.get("report", ConfigRecord()).get("json")
+    if not isinstance(text, str):
+        raise VerificationError("report", "the reply has no record 'report' with a text 'json'")
+    return text

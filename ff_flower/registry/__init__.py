@@ -1,0 +1,17 @@
+"""Module files and the folder that keeps them: written canonically, verified before use, found by content."""
+
+from .manifest import ModuleManifest
+from .registry import Expectation, ModuleRegistry, Refusal, RegisteredModule
+from .serialization import ModuleLimits, decode_module, encode_module, module_id
+
+__all__ = [
+    "Expectation",
+    "ModuleLimits",
+    "ModuleManifest",
+    "ModuleRegistry",
+    "Refusal",
+    "RegisteredModule",
+    "decode_module",
+    "encode_module",
+    "module_id",
+]

@@ -1,0 +1,318 @@
+"""A folder of verified module files, each named by the SHA-256 of its bytes.
+
+::
+
+    FOLDER/<module_id>.safetensors      verified when it was added
+    FOLDER/quarantine/<sha256>.json     why bytes were refused, and who sent them
+    FOLDER/quarantine/<sha256>.refused  the bytes themselves
+"""
+
+import json
+import os
+import re
+import reprlib
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ..config import Scalar
+from ..errors import RunError, VerificationError
+from .manifest import ModuleManifest
+from .serialization import DEFAULT_LIMITS, ModuleLimits, decode_module, module_id
+
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a module must say of itself to belong to this run.
+
+    Attributes
+    ----------
+    dataset : str
+        Name of the run's data set.
+    root_seed : int
+        The run's root seed.
+    image_shape : tuple of int
+        (C, H, W) of the run's images.
+    label_names : tuple of str
+        The data set's classes; the position is the label.
+    owner : str or None
+        The sender, where it is known; None accepts any.
+    specs : mapping from str to mapping, or None
+        The settings of every kind that may be sent: they decide what building and sampling a module costs. None accepts any.
+    """
+
+    dataset: str
+    root_seed: int
+    image_shape: tuple[int, int, int]
+    label_names: tuple[str, ...]
+    owner: str | None = None
+    specs: Mapping[str, Mapping[str, Scalar]] | None = None
+
+    def check(self, manifest: ModuleManifest) -> None:
+        """Compare a manifest with this run.
+
+        Raises
+        ------
+        VerificationError
+            Rule ``other-run``, ``image-shape``, ``label``, ``owner`` or ``spec``.
+        """
+        if (manifest.dataset, manifest.root_seed) != (_nfc(self.dataset), self.root_seed):
+            found = f"data set {manifest.dataset!r} with root seed {manifest.root_seed}"
+            raise VerificationError("other-run", f"{found}; this run has {self.dataset!r} with {self.root_seed}")
+        if manifest.image_shape != self.image_shape:
+            raise VerificationError("image-shape", f"{manifest.image_shape}; this run's images are {self.image_shape}")
+        if manifest.label >= len(self.label_names):
+            raise VerificationError("label", f"{manifest.label}; this run's labels are 0 to {len(self.label_names) - 1}")
+        name = _nfc(self.label_names[manifest.label])
+        if manifest.label_name != name:
+            raise VerificationError("label", f"{manifest.label_name!r} for label {manifest.label}, which is {name!r} in this run")
+        if self.owner not in (None, manifest.owner):
+            raise VerificationError("owner", f"{manifest.owner!r} in a module from {self.owner!r}; a node sends its own only")
+        if self.specs is not None:
+            _check_spec(manifest, self.specs)
+
+
+@dataclass(frozen=True)
+class RegisteredModule:
+    """A verified module file: its identity, what it says of itself, its place and its size in bytes."""
+
+    module_id: str
+    manifest: ModuleManifest
+    path: Path
+    num_bytes: int
+
+    def read(self) -> bytes:
+        """Return the file's bytes.
+
+        Raises
+        ------
+        VerificationError
+            Rule ``digest``: the file is no longer what was verified.
+        """
+        data = self.path.read_bytes()
+        _check_digest(data, self.module_id)
+        return data
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why bytes were refused: their SHA-256, the broken rule, what was found, who sent them, and how many they were."""
+
+    sha256: str
+    rule: str
+    detail: str
+    source: str
+    num_bytes: int
+
+
+class ModuleRegistry:
+    """The verified modules of one folder, in an order that does not show when they arrived.
+
+    Iteration is sorted by label, then by owner ("2" before "10"), then by module id.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if it does not exist. Every file found in it must hash to its name, else it goes to quarantine (rule ``digest``);
+        what the files hold is verified at first use, and goes to quarantine likewise. Files that another process adds later are
+        seen when the folder is opened again.
+    limits : ModuleLimits
+        Sizes beyond which a file is refused.
+    """
+
+    def __init__(self, folder: Path, limits: ModuleLimits = DEFAULT_LIMITS) -> None:
+        self.folder = Path(folder)
+        self.limits = limits
+        self._verified: dict[str, RegisteredModule] = {}
+        self._unread: set[str] = set()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(self.folder.glob("*" + SUFFIX)):
+            self._adopt(path)
+
+    def add(self, data: bytes, expectation: Expectation) -> RegisteredModule:
+        """Verify a received file and keep it; adding the same bytes again changes nothing.
+
+        Parameters
+        ----------
+        data : bytes
+            The file as it was received.
+        expectation : Expectation
+            What it must say of itself.
+
+        Raises
+        ------
+        VerificationError
+            Naming the broken rule: one of `decode_module`, one of `Expectation.check`, or ``duplicate`` for a file that is
+            registered already and now comes from someone else than its owner. Nothing is kept then; see `quarantine`.
+        RunError
+            If the file cannot be written, for example to a full disk. No part of it stays.
+        """
+        manifest, _ = decode_module(data, self.limits)
+        digest = module_id(data)
+        known = digest in self._verified or digest in self._unread
+        if known and expectation.owner not in (None, manifest.owner):
+            found = f"module {digest[:12]} of {manifest.owner!r} came again from {expectation.owner!r}"
+            raise VerificationError("duplicate", f"{found}; a file has one owner")
+        expectation.check(manifest)
+        if not known:
+            _write_whole(self._path(digest), data)
+        return self._remember(digest, manifest, len(data))
+
+    def get(self, module_id: str) -> RegisteredModule:
+        """Return the module with this id.
+
+        Raises
+        ------
+        RunError
+            If no such module is registered.
+        """
+        self._read_all()
+        if module_id not in self._verified:
+            raise RunError(f"module {module_id!r}: not among the {len(self._verified)} in {self.folder}; add it first")
+        return self._verified[module_id]
+
+    def load(self, module_id: str) -> tuple[ModuleManifest, dict[str, Tensor]]:
+        """Return the manifest and the tensors of the module with this id, verified again (see `decode_module`)."""
+        return decode_module(self.get(module_id).read(), self.limits)
+
+    def remove(self, module_id: str) -> None:
+        """Withdraw the module with this id and delete its file; the other modules stay as they are.
+
+        Raises
+        ------
+        RunError
+            If no such module is registered.
+        """
+        self.get(module_id).path.unlink(missing_ok=True)
+        del self._verified[module_id]
+
+    def labels(self) -> tuple[int, ...]:
+        """Return the labels that have at least one module, ascending."""
+        return tuple(sorted({module.manifest.label for module in self}))
+
+    def __iter__(self) -> Iterator[RegisteredModule]:
+        """Iterate in sorted order: label, owner, module id."""
+        self._read_all()
+        return iter(sorted(self._verified.values(), key=_sort_key))
+
+    def __len__(self) -> int:
+        """Return the number of verified modules."""
+        self._read_all()
+        return len(self._verified)
+
+    def quarantine(self, data: bytes, error: VerificationError, source: str) -> Path:
+        """Record that ``data`` was refused; the bytes themselves are kept up to ``limits.max_bytes``.
+
+        Parameters
+        ----------
+        data : bytes
+            The refused bytes.
+        error : VerificationError
+            The rule that they break.
+        source : str
+            Who sent them.
+
+        Returns
+        -------
+        Path
+            The report: a JSON list with one object per distinct refusal of these bytes.
+        """
+        refusal = Refusal(module_id(data), error.rule, error.detail, source, len(data))
+        report = self._quarantine_folder / f"{refusal.sha256}.json"
+        refusals = _read_report(report) if report.exists() else []
+        if refusal not in refusals:
+            refusals.append(refusal)
+        self._quarantine_folder.mkdir(exist_ok=True)
+        if len(data) <= self.limits.max_bytes:
+            _write_whole(report.with_suffix(".refused"), data)
+        _write_whole(report, json.dumps([asdict(one) for one in refusals], indent=1).encode())
+        return report
+
+    def quarantined(self) -> list[Refusal]:
+        """Return every refusal on record, sorted by digest of the bytes, then by source and rule."""
+        refusals = [refusal for report in self._quarantine_folder.glob("*.json") for refusal in _read_report(report)]
+        return sorted(refusals, key=lambda refusal: (refusal.sha256, refusal.source, refusal.rule, refusal.detail))
+
+    @property
+    def _quarantine_folder(self) -> Path:
+        return self.folder / "quarantine"
+
+    def _path(self, digest: str) -> Path:
+        return self.folder / (digest + SUFFIX)
+
+    def _remember(self, digest: str, manifest: ModuleManifest, num_bytes: int) -> RegisteredModule:
+        self._unread.discard(digest)
+        return self._verified.setdefault(digest, RegisteredModule(digest, manifest, self._path(digest), num_bytes))
+
+    def _adopt(self, path: Path) -> None:
+        """Take over a file of an earlier session if it hashes to its name."""
+        data = path.read_bytes()
+        try:
+            _check_digest(data, path.stem)
+        except VerificationError as error:
+            self._set_aside(path, data, error)
+        else:
+            self._unread.add(path.stem)
+
+    def _read_all(self) -> None:
+        """Verify what the adopted files hold; whatever breaks a rule leaves the registry."""
+        for digest in sorted(self._unread):
+            data = self._path(digest).read_bytes()
+            try:
+                _check_digest(data, digest)
+                self._remember(digest, decode_module(data, self.limits)[0], len(data))
+            except VerificationError as error:
+                self._unread.discard(digest)
+                self._set_aside(self._path(digest), data, error)
+
+    def _set_aside(self, path: Path, data: bytes, error: VerificationError) -> None:
+        self.quarantine(data, error, source=path.name)
+        path.unlink()
+
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)  # the form that every manifest has
+
+
+def _check_spec(manifest: ModuleManifest, specs: Mapping[str, Mapping[str, Scalar]]) -> None:
+    if manifest.kind not in specs:
+        raise VerificationError("spec", f"kind {manifest.kind!r}; this run accepts {', '.join(sorted(specs))}")
+    asked = specs[manifest.kind]
+    differing = sorted(key for key in {*asked, *manifest.spec} if asked.get(key) != manifest.spec.get(key))
+    if differing:
+        raise VerificationError("spec", f"{reprlib.repr(differing)} are not what this run asked of {manifest.kind!r}")
+
+
+def _check_digest(data: bytes, expected: str) -> None:
+    found = module_id(data)
+    if found != expected:
+        raise VerificationError("digest", f"the file hashes to {found[:12]}..., its name says {expected[:12]}...; fetch it again")
+
+
+def _sort_key(module: RegisteredModule) -> tuple[int, list[tuple[int, int, str]], str]:
+    runs = re.findall(r"[0-9]+|[^0-9]+", module.manifest.owner)
+    natural = [(0, int(run), run) if run[0].isdigit() else (1, 0, run) for run in runs]
+    return module.manifest.label, natural, module.module_id
+
+
+def _read_report(path: Path) -> list[Refusal]:
+    return [Refusal(**refusal) for refusal in json.loads(path.read_text())]
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise RunError(f"{path}: cannot be written ({error.strerror}); free some space or choose another folder") from error

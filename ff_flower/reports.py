@@ -1,0 +1,156 @@
+"""What a node says of its work: value objects that cross the wire as JSON and are kept in the run directory."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from .errors import VerificationError
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Begin and end of some work, in seconds since the epoch of the machine that did it."""
+
+    began: float
+    ended: float
+
+
+@dataclass(frozen=True)
+class Declined:
+    """A class that a node holds, or was to hold, and fitted no module for.
+
+    Attributes
+    ----------
+    label : int
+        The class; -1 where the node has no images at all.
+    reason : str
+        Why, in one sentence.
+    """
+
+    label: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """A node's account of its modules.
+
+    Attributes
+    ----------
+    partition : int
+        The node's partition.
+    label_counts : dict
+        Images per label (keys are decimal text, as in JSON).
+    modules : dict
+        Module id per label.
+    declined : tuple of Declined
+        Classes without a module.
+    work : Interval
+        When the node worked.
+    """
+
+    partition: int
+    label_counts: dict[str, int]
+    modules: dict[str, str]
+    declined: tuple[Declined, ...]
+    work: Interval
+
+    @property
+    def num_examples(self) -> int:
+        """Images of the node."""
+        return sum(self.label_counts.values())
+
+    def to_json(self) -> str:
+        """Return the report as JSON."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote; anything else is refused (VerificationError, rule ``report``)."""
+        values = _object(text)
+        try:
+            return cls(
+                partition=_whole(values["partition"]),
+                label_counts={str(int(k)): _whole(v) for k, v in values["label_counts"].items()},
+                modules={str(int(k)): str(v) for k, v in values["modules"].items()},
+                declined=tuple(Declined(int(d["label"]), str(d["reason"])) for d in values["declined"]),
+                work=Interval(float(values["work"]["began"]), float(values["work"]["ended"])),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise VerificationError("report", f"malformed fit report ({error!r})") from error
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A node's account of its classifier.
+
+    Attributes
+    ----------
+    partition : int
+        The node's partition.
+    metrics : dict
+        Metrics on the test set, as `ClassificationMetrics.as_dict` gives them.
+    synthetic_digest : str
+        SHA-256 of the synthetic set it built; empty where it built none.
+    synthesis, training : Interval
+        When it synthesized and when it trained.
+    """
+
+    partition: int
+    metrics: dict[str, Any]
+    synthetic_digest: str
+    training: Interval
+    synthesis: Interval = field(default=Interval(0.0, 0.0))
+
+    def to_json(self) -> str:
+        """Return the answer as JSON."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote; anything else is refused (VerificationError, rule ``report``)."""
+        values = _object(text)
+        try:
+            metrics = {name: _metric(values["metrics"][name]) for name in ("accuracy", "auroc", "macro_f1")}
+            return cls(
+                partition=_whole(values["partition"]),
+                metrics=metrics | {"per_class_recall": [_metric(r) for r in values["metrics"]["per_class_recall"]]},
+                synthetic_digest=str(values["synthetic_digest"]),
+                training=Interval(**{k: float(values["training"][k]) for k in ("began", "ended")}),
+                synthesis=Interval(**{k: float(values["synthesis"][k]) for k in ("began", "ended")}),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise VerificationError("report", f"malformed answer ({error!r})") from error
+
+
+def busy_seconds(intervals: list[Interval]) -> float:
+    """Return the length of the union of ``intervals``: the time during which at least one worked."""
+    total, reached = 0.0, float("-inf")
+    for interval in sorted(intervals, key=lambda i: i.began):
+        total += max(0.0, interval.ended - max(interval.began, reached))
+        reached = max(reached, interval.ended)
+    return total
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise VerificationError("report", f"not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise VerificationError("report", f"a JSON object is expected, this is a {type(values).__name__}")
+    return values
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{value!r} is not a count")
+    return value
+
+
+def _metric(value: Any) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ValueError(f"{value!r} is not in [0, 1]")
+    return float(value)

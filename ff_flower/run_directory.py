@@ -1,0 +1,156 @@
+"""The run directory: everything a run leaves behind, and what of it is already done.
+
+::
+
+    <out>/cache/                      partitions and samples, shared by all runs
+    <out>/latest                      link to the newest run
+    <out>/<data>-<method>-<partition>-seed<seed>-<digest>/
+        spec.json  environment.json   what was asked, and where it was made
+        metrics.json  ledger.jsonl    results, and every transfer
+        label_distribution.json/.png  images per node and class
+        modules/                      verified module files, their sample grids, and quarantine/
+        nodes/<partition>/            each node's report, answer, logits and classifier
+        classifiers/                  server.safetensors, student.safetensors ...
+        receipts.json                 stages that are done, with the hashes of their outputs
+
+A stage is done when its receipt names the same inputs and every output still has the hash it had.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .config import RunSpec
+from .environment import describe_environment
+from .errors import RunError
+
+FORMAT_VERSION = 1
+
+
+def output_root(spec: RunSpec) -> Path:
+    """Return the folder of run directories: ``out``, else ``FF_RUNS``, else ``runs`` in the working directory."""
+    return Path(spec.out or os.environ.get("FF_RUNS") or "runs").expanduser().resolve()
+
+
+def cache_root(spec: RunSpec) -> Path:
+    """Return the folder of what all runs of a machine share."""
+    return output_root(spec) / "cache"
+
+
+class RunDirectory:
+    """The folder of one spec's results; opening it again finds what is done.
+
+    Parameters
+    ----------
+    path : Path
+        The folder; made when it does not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        for name in ("modules", "nodes", "classifiers"):
+            (path / name).mkdir(parents=True, exist_ok=True)
+        self._receipts: dict[str, Any] = self._read_receipts()
+
+    @classmethod
+    def open(cls, spec: RunSpec) -> "RunDirectory":
+        """Open the folder that belongs to ``spec``, write spec and environment, and point ``latest`` to it."""
+        root = output_root(spec)
+        data = re.sub(r"[^A-Za-z0-9]+", "-", Path(spec.data.name.partition(":")[2] or spec.data.name).stem)
+        name = f"{data}-{spec.method}-{spec.partition.kind}-seed{spec.seed}-{spec.digest()[:10]}"
+        try:
+            directory = cls(root / name)
+            directory.write_json("spec.json", {"format_version": FORMAT_VERSION, "digest": spec.digest(), **spec.flat()})
+            directory.write_json("environment.json", describe_environment())
+            _point(root / "latest", name)
+        except OSError as error:
+            raise RunError(f"{root}: cannot be written ({error}); set out or FF_RUNS to a folder that can") from error
+        return directory
+
+    def write(self, name: str, data: bytes) -> Path:
+        """Write ``data`` to ``name``, whole or not at all."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(path.name + ".part")
+        unfinished.write_bytes(data)
+        unfinished.replace(path)
+        return path
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write ``value`` as indented JSON with sorted keys."""
+        return self.write(name, (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+
+    def read_json(self, name: str) -> Any:
+        """Read what `write_json` wrote."""
+        return json.loads((self.path / name).read_text())
+
+    def is_done(self, stage: str, inputs: str) -> bool:
+        """Tell whether ``stage`` was finished with these ``inputs`` and its outputs are unchanged."""
+        receipt = self._receipts.get(stage)
+        if receipt is None or receipt["inputs"] != inputs:
+            return False
+        return all(_digest(self.path / name) == digest for name, digest in receipt["outputs"].items())
+
+    def finish(self, stage: str, inputs: str, outputs: Sequence[Path], seconds: float = 0.0) -> None:
+        """Write the receipt of a finished stage.
+
+        Parameters
+        ----------
+        stage : str
+            Name of the stage.
+        inputs : str
+            Digest of what the outputs depend on.
+        outputs : sequence of Path
+            Files inside the run directory.
+        seconds : float
+            What the stage cost.
+        """
+        digests = {path.relative_to(self.path).as_posix(): _digest(path) for path in outputs}
+        self._receipts[stage] = {"inputs": inputs, "outputs": digests, "seconds": round(seconds, 3)}
+        self.write_json("receipts.json", self._receipts)
+
+    def seconds(self, stage: str) -> float:
+        """Return what a finished stage cost."""
+        return float(self._receipts[stage]["seconds"])
+
+    def _read_receipts(self) -> dict[str, Any]:
+        path = self.path / "receipts.json"
+        if not path.exists():
+            return {}
+        try:
+            receipts: dict[str, Any] = json.loads(path.read_text())
+        except ValueError as error:
+            raise RunError(f"{path}: not JSON ({error}); remove the file and everything is verified or made again") from error
+        return receipts
+
+
+def weights_file(state: dict[str, Tensor]) -> bytes:
+    """Return a network's tensors as one safetensors file without metadata; equal tensors give equal bytes."""
+    from safetensors.torch import save
+
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+
+
+def combined_digest(*parts: str) -> str:
+    """Return one SHA-256 of several texts, for a stage's inputs."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _point(link: Path, target: str) -> None:
+    unfinished = link.with_name(f".latest-{os.getpid()}")
+    unfinished.unlink(missing_ok=True)
+    unfinished.symlink_to(target)
+    unfinished.replace(link)

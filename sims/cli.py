@@ -1,0 +1,64 @@
+"""The console script ``ff-flower``: what is not ``flwr run``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ff_flower.config import RunSpec
+
+from .defaults import render_config, write_config
+from .report import TextTable, load_metrics, run_tables, show, summarize
+from .run import APP, main, presets, refusing
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="FederatedFactory on Flower: runs, reports, settings.")
+app.command("run")(main)
+
+Markdown = Annotated[bool, typer.Option(help="Print Markdown.")]
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories or metrics.json files.")], markdown: Markdown = False
+) -> None:
+    """Print the tables of one run, or the means over several."""
+    with refusing():
+        found = [load_metrics(run) for run in runs]
+    show(run_tables(found[0]) if len(found) == 1 else [summarize(found)], markdown=markdown)
+
+
+@app.command()
+def datasets(markdown: Markdown = False) -> None:
+    """List the image sets that ``data.name`` may name; beside them there are npz:/path/file.npz and folder:/path."""
+    from ff_flower.data import DATASETS
+
+    header = ("name", "title", "classes", "shape", "task", "licence", "augmentation", "source")
+    rows = []
+    for one in DATASETS.values():
+        shape = "x".join(str(side) for side in one.shape)
+        rows.append((one.name, one.title, str(len(one.classes)), shape, one.task, one.licence, one.augmentation, one.source))
+    show([TextTable("Image sets", header, tuple(rows), prose=True)], markdown=markdown)
+
+
+@app.command("presets")
+def list_presets(markdown: Markdown = False) -> None:
+    """List the presets with what they are and cost: their files' first lines."""
+    rows = tuple((name, _first_line(path)) for name, path in presets().items())
+    show([TextTable("Presets", ("name", "what it is"), rows, prose=True)], markdown=markdown)
+
+
+@app.command()
+def config(
+    write: Annotated[bool, typer.Option("--write", help="Write them into pyproject.toml, after a default has changed.")] = False,
+) -> None:
+    """Print all keys with their defaults as the tables that pyproject.toml repeats for Flower."""
+    if not write:
+        typer.echo(render_config(RunSpec()), nl=False)
+        return
+    with refusing():
+        changed = write_config(APP / "pyproject.toml")
+    typer.echo(f"{APP / 'pyproject.toml'}: {'written' if changed else 'equal already'}")
+
+
+def _first_line(preset: Path) -> str:
+    return preset.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")

@@ -1,0 +1,200 @@
+"""Tables of ``metrics.json``: one run in detail, and many runs as means over seeds."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ff_flower.errors import DataError
+
+Metrics = Mapping[str, Any]
+ABSENT = "-"
+_WIDE = 200  # characters
+_KEYS = ("method", "dataset", "partition", "seed", "results", "seconds", "bytes")
+_SUMMARY = ("accuracy %", "AUROC %", "macro F1 %", "rounds", "MB up", "MB down", "seconds")
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table of finished cells: numbers are already text.
+
+    Attributes
+    ----------
+    title : str
+        What stands above it.
+    header : tuple of str
+        Names of the columns; the first holds names, the others are aligned right unless ``prose``.
+    rows : tuple of tuple of str
+        As wide as the header.
+    prose : bool
+        Whether the cells are sentences.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    prose: bool = False
+
+    def markdown(self) -> str:
+        """Return the table in Markdown, its title in bold above it."""
+        rule = tuple("---" if self.prose or not column else "---:" for column in range(len(self.header)))
+        escaped = [tuple(cell.replace("|", "\\|").replace("\n", " ") for cell in row) for row in (self.header, *self.rows)]
+        lines = [f"| {' | '.join(row)} |" for row in (escaped[0], rule, *escaped[1:])]
+        return "\n".join([f"**{self.title}**", "", *lines, ""])
+
+    def rich(self) -> Table:
+        """Return the table for a terminal."""
+        table = Table(title=self.title, title_justify="left")
+        for column, name in enumerate(self.header):
+            table.add_column(name, justify="left" if self.prose or not column else "right")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+
+def load_metrics(run: Path) -> Metrics:
+    """Read ``metrics.json`` of a run directory, or the file itself.
+
+    Raises
+    ------
+    DataError
+        Where there is none, it is not JSON, or it lacks what every run writes.
+    """
+    path = run / "metrics.json" if run.is_dir() else run
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); name a run directory or its metrics.json") from error
+    except ValueError as error:
+        raise DataError(f"{path}: must be JSON ({error}); run the spec again") from error
+    missing = [key for key in _KEYS if not isinstance(metrics, dict) or key not in metrics]
+    if missing:
+        raise DataError(f"{path}: must have the keys {', '.join(missing)}; name the metrics.json of a finished run")
+    found: Metrics = metrics
+    return found
+
+
+def run_tables(metrics: Metrics) -> list[TextTable]:
+    """Return the tables of one run: results, recall per class, seconds, bytes, and what is missing where anything is."""
+    tables = [_results(metrics), _recall(metrics), _seconds(metrics), _bytes(metrics), _gaps(metrics)]
+    return [table for table in tables if table.rows]
+
+
+def gaps(metrics: Metrics) -> list[str]:
+    """Return one sentence for each missing node and each quarantined module; empty when the run is whole."""
+    missing = [f"node {gap['partition']} is missing: {gap['reason']}" for gap in metrics.get("missing", [])]
+    refused = [
+        f"a module of node {gap['partition']} is quarantined: {gap['rule']}: {gap['detail']}"
+        for gap in metrics.get("quarantined", [])
+    ]
+    return missing + refused
+
+
+def summarize(runs: Sequence[Metrics]) -> TextTable:
+    """Return means over seeds, grouped by data set, partition, method and result.
+
+    Parameters
+    ----------
+    runs : sequence of mapping
+        Contents of ``metrics.json``; with several runs of a group the standard deviation (of the sample) is given too.
+    """
+    groups: dict[tuple[str, str, str, str], list[tuple[Metrics, Metrics]]] = {}
+    for run in runs:
+        for name, result in run["results"].items():
+            key = (str(run["dataset"]), str(run["partition"]), str(run["method"]), str(name))
+            groups.setdefault(key, []).append((run, result))
+    rows = []
+    for key, members in groups.items():
+        columns = zip(*(_measures(run, result) for run, result in members), strict=True)
+        rows.append((*key, str(len(members)), *(_mean_sd(column) for column in columns)))
+    header = ("data set", "partition", "method", "result", "runs", *_SUMMARY)
+    return TextTable("Mean ± standard deviation over runs", header, tuple(rows))
+
+
+def show(tables: Iterable[TextTable], *, markdown: bool = False) -> None:
+    """Print ``tables``, in Markdown or drawn for the terminal; into a file or a pipe as wide as they are."""
+    console = Console() if sys.stdout.isatty() else Console(width=_WIDE)
+    for table in tables:
+        if markdown:
+            print(table.markdown())
+        else:
+            console.print(table.rich(), highlight=False)
+
+
+def _results(metrics: Metrics) -> TextTable:
+    title = f"{metrics['method']} on {metrics['dataset']}, {metrics['partition']}, seed {metrics['seed']}"
+    rows = []
+    for name, result in metrics["results"].items():
+        accuracy = _percent(result.get("accuracy"))
+        if "accuracy_std" in result:
+            accuracy += f" ± {_percent(result['accuracy_std'])}"
+        named = f"{name} (round {result['round']})" if "round" in result else name
+        sent = result.get("bytes", {})
+        scores = (accuracy, _percent(result.get("auroc")), _percent(result.get("macro_f1")))
+        rows.append((named, *scores, _megabytes(sent.get("up")), _megabytes(sent.get("down"))))
+    return TextTable(title, ("result", *_SUMMARY[:3], *_SUMMARY[4:6]), tuple(rows))
+
+
+def _recall(metrics: Metrics) -> TextTable:
+    named = {name: result["per_class_recall"] for name, result in metrics["results"].items() if "per_class_recall" in result}
+    classes = metrics.get("classes", [])
+    rows = tuple((str(label), *(_percent(recalls[k]) for recalls in named.values())) for k, label in enumerate(classes) if named)
+    return TextTable("Recall per class, %", ("class", *named), rows)
+
+
+def _seconds(metrics: Metrics) -> TextTable:
+    rows = tuple((name, f"{value:.1f}") for name, value in _total_last(metrics["seconds"]))
+    return TextTable("Time", ("stage", "seconds"), rows)
+
+
+def _bytes(metrics: Metrics) -> TextTable:
+    rows = tuple((name, _megabytes(value)) for name, value in _total_last(metrics["bytes"]))
+    return TextTable("Communication of all nodes", ("payload", "MB"), rows)
+
+
+def _gaps(metrics: Metrics) -> TextTable:
+    declined = [
+        f"node {gap['partition']} has no module for label {gap['label']}: {gap['reason']}" for gap in metrics.get("declined", [])
+    ]
+    sentences = [*gaps(metrics), *declined, *metrics.get("notes", [])]
+    return TextTable("What is missing", ("what and why",), tuple((sentence,) for sentence in sentences), prose=True)
+
+
+def _total_last(values: Mapping[str, float]) -> list[tuple[str, float]]:
+    return sorted(values.items(), key=lambda item: item[0] in ("total", "up", "down"))
+
+
+def _measures(run: Metrics, result: Metrics) -> tuple[str | float | None, ...]:
+    """Return the numbers of one result in the order of the summary's columns, in percent, megabytes and seconds."""
+    scores = (_scaled(result.get(name), 100) for name in ("accuracy", "auroc", "macro_f1"))
+    sent = result.get("bytes", run["bytes"])
+    moved = (_scaled(sent.get(direction), 1e-6) for direction in ("up", "down"))
+    return (*scores, result.get("round", run.get("rounds")), *moved, run["seconds"].get("total"))
+
+
+def _mean_sd(values: Sequence[Any]) -> str:
+    known = [float(value) for value in values if value is not None and isfinite(value)]
+    if not known:
+        return ABSENT
+    digits = 0 if all(value == int(value) for value in known) and len(set(known)) == 1 else 2
+    mean = f"{fmean(known):.{digits}f}"
+    return mean if len(known) == 1 or not digits else f"{mean} ± {stdev(known):.2f}"
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+def _percent(value: float | None) -> str:
+    return ABSENT if value is None else f"{100 * value:.2f}"
+
+
+def _megabytes(value: float | None) -> str:
+    return ABSENT if value is None else f"{value / 1e6:.3f}"

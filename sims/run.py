@@ -1,0 +1,239 @@
+"""The main job, ``python -m sims.run``: one run in a private SuperLink, its result table, and an honest exit code."""
+
+import os
+import re
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ff_flower.config import RunSpec, from_run_config, unknown_name
+from ff_flower.errors import ConfigError, FederatedFactoryError
+
+from .defaults import flatten
+from .log_filter import LogFilter
+from .report import Metrics, gaps, load_metrics, run_tables, show
+from .session import FlowerSession
+
+APP = Path(__file__).resolve().parents[1]
+PRESETS = Path(__file__).resolve().parent / "presets"
+FAILED, REFUSED, PARTIAL = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What Ray reserves for each client; as many clients work at once as the machine has such shares.
+
+    Attributes
+    ----------
+    cpus : int
+        Cores per client.
+    gpus : float
+        Share of a GPU per client. At 0 nothing is reserved: clients use the first GPU all the same when there is one,
+        as many at once as there are cores; 0.25 lets four share a GPU at a time.
+    """
+
+    cpus: int = 1
+    gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what no machine, or not this one, can give."""
+        cores = os.cpu_count() or 1
+        if not 1 <= self.cpus <= cores:
+            raise ConfigError(f"cpus-per-client = {self.cpus}: must be from 1 to {cores}, the cores of this machine; take 1")
+        if self.gpus < 0:
+            raise ConfigError(f"gpus-per-client = {self.gpus}: must be 0 or more; take 0 for no reservation")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that has ended.
+
+    Attributes
+    ----------
+    directory : pathlib.Path
+        Its run directory; meaningless when ``metrics`` is None.
+    metrics : mapping or None
+        Contents of its ``metrics.json``; None where the run failed.
+    error : str
+        Why it failed; empty otherwise.
+    log : tuple of str
+        Flower's raw log, line by line.
+    """
+
+    directory: Path
+    metrics: Metrics | None
+    error: str
+    log: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0 for a whole run, 1 for a failed one, 3 for one that lacks nodes or modules."""
+        if self.metrics is None:
+            return FAILED
+        return PARTIAL if gaps(self.metrics) else 0
+
+
+def presets() -> dict[str, Path]:
+    """Return the presets' files by name, sorted."""
+    return {path.stem: path for path in sorted(PRESETS.glob("*.toml"))}
+
+
+def resolve_spec(preset: str = "", settings: Sequence[str] = ()) -> RunSpec:
+    """Build the spec of a run: the defaults, changed by ``preset``, changed by ``settings``.
+
+    Parameters
+    ----------
+    preset : str
+        Name of a file in ``sims/presets``, or a path that ends in ``.toml``; empty for none.
+    settings : sequence of str
+        ``key=value`` each; the value is TOML, or else a plain string.
+
+    Returns
+    -------
+    RunSpec
+        With absolute folders, since the processes of a run start elsewhere.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown preset or key, or a value of the wrong type or out of range.
+    """
+    flat = _preset_keys(preset) if preset else {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"{setting!r}: must be key=value, for example seed=1")
+        flat[key.strip()] = _toml_value(text.strip())
+    spec = from_run_config(flat)
+    out = Path(spec.out or os.environ.get("FF_RUNS") or "runs").expanduser().resolve()
+    root = str(Path(spec.data.root).expanduser().resolve()) if spec.data.root else ""
+    return from_run_config({**spec.flat(), "out": str(out), "data.root": root})
+
+
+def execute(
+    session: FlowerSession,
+    spec: RunSpec,
+    resources: Resources | None = None,
+    *,
+    tell: Callable[[str], None] = print,
+    verbose: bool = False,
+) -> Finished:
+    """Run ``spec`` to its end.
+
+    Parameters
+    ----------
+    session : FlowerSession
+        An open session; it may be used for one run after the other.
+    spec : RunSpec
+        With absolute folders, as `resolve_spec` makes it.
+    resources : Resources, optional
+        What each client reserves.
+    tell : callable from str
+        Receives progress, line by line.
+    verbose : bool
+        Whether Flower's and Ray's whole log is told.
+
+    Raises
+    ------
+    RunError
+        Where Flower refused the run or was lost.
+    """
+    share = resources or Resources()
+    quiet, log, named = LogFilter(), [], []
+
+    def stream(line: str) -> None:
+        log.append(line)
+        for shown in quiet.feed(line):
+            named.extend(re.findall(r"^run directory: (.+)$", shown))
+            if not verbose:
+                tell(shown)
+        if verbose:
+            tell(line)
+
+    outcome = session.run(
+        APP, spec.flat(), num_supernodes=spec.num_clients, num_cpus=share.cpus, num_gpus=share.gpus, stream=stream
+    )
+    for shown in quiet.close():
+        tell(shown)
+    directory = Path(named[-1]) if named else Path(spec.out) / "latest"
+    if outcome.completed:
+        return Finished(directory.resolve(), load_metrics(directory), "", tuple(log))
+    error = quiet.errors[-1] if quiet.errors else outcome.details or f"Flower ended it as {outcome.status}"
+    if verbose or not quiet.errors:
+        tell(f"ERROR: {error}")
+    return Finished(directory, None, error, tuple(log))
+
+
+def main(
+    preset: Annotated[str, typer.Option(help="Name of a preset (see `ff-flower presets`), or a path to a TOML file.")] = "",
+    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value over the preset; may be repeated.")] = None,
+    cpus_per_client: Annotated[int, typer.Option(help="Cores that Ray reserves per client.")] = 1,
+    gpus_per_client: Annotated[float, typer.Option(help="Share of a GPU that Ray reserves per client.")] = 0.0,
+    verbose: Annotated[bool, typer.Option(help="Show Flower's and Ray's whole log.")] = False,
+) -> None:
+    """Run FederatedFactory, or a baseline, in simulation and print its results.
+
+    Exit code: 0 the run is whole; 1 it failed; 2 the settings are wrong; 3 nodes are missing or modules were quarantined.
+    """
+    began = time.monotonic()
+    with refusing():
+        spec, resources = resolve_spec(preset, settings or ()), Resources(cpus_per_client, gpus_per_client)
+        if not (APP / "pyproject.toml").is_file():
+            raise ConfigError(f"{APP}: must hold the app's pyproject.toml; install from a checkout with pip install -e .")
+    with refusing(FAILED):
+        print(f"{spec.method} on {spec.data.name}, {spec.num_clients} nodes, {spec.partition.kind}, seed {spec.seed}", flush=True)
+        with FlowerSession() as session:
+            finished = execute(session, spec, resources, tell=lambda line: print(line, flush=True), verbose=verbose)
+        if finished.metrics is None:
+            kept = Path(spec.out) / "failed.log"
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text("\n".join([*finished.log, ""]), encoding="utf-8")
+            print(f"the run failed; Flower's whole log: {kept}", file=sys.stderr)
+            raise typer.Exit(FAILED)
+        print()
+        show(run_tables(finished.metrics))
+        print(f"wall clock: {time.monotonic() - began:.1f} s\nrun directory: {finished.directory}")
+        if finished.exit_code == PARTIAL:
+            print("the run is partial:", *gaps(finished.metrics), sep="\n  ", file=sys.stderr)
+        raise typer.Exit(finished.exit_code)
+
+
+@contextmanager
+def refusing(exit_code: int = REFUSED) -> Iterator[None]:
+    """Turn an error of this project into its message on stderr and ``exit_code``."""
+    try:
+        yield
+    except FederatedFactoryError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(exit_code) from error
+
+
+def _preset_keys(preset: str) -> dict[str, Any]:
+    known = presets()
+    path = Path(preset).expanduser() if preset.endswith(".toml") else known.get(preset)
+    if path is None:
+        raise ConfigError(unknown_name("preset", preset, list(known)))
+    try:
+        return flatten(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); there are: {', '.join(known)}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: must be TOML ({error}); see sims/presets/tiny.toml") from error
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+if __name__ == "__main__":
+    typer.run(main)

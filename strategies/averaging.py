@@ -1,0 +1,125 @@
+"""FedAvg and FedProx: Flower's own strategies, made to repeat to the last bit."""
+
+import logging
+from collections.abc import Iterable
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+from torch import nn
+
+from ff_flower.classifiers import build_classifier, predict
+from ff_flower.config import RunSpec
+from ff_flower.data import Splits
+from ff_flower.errors import RunError
+from ff_flower.messages import count_bytes, request_records
+from ff_flower.metrics import ClassificationMetrics, Ledger, classification_metrics
+from ff_flower.run_directory import RunDirectory, weights_file
+from ff_flower.seeding import derive_seed
+
+from .nodes import Failure, in_partition_order, missing_nodes, wait_for_nodes
+
+logger = logging.getLogger("flwr")
+
+
+class RepeatableAveraging(FedAvg):
+    """Flower's FedAvg over all nodes, summing in the order of partitions.
+
+    FedProx differs from FedAvg at the nodes alone, which add the proximal term; Flower's ``FedProx`` sends them its weight, here
+    the spec that every request carries does.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        The run.
+    ledger : Ledger
+        Notes every transfer.
+    """
+
+    def __init__(self, spec: RunSpec, ledger: Ledger) -> None:
+        super().__init__(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
+        self.spec, self.ledger = spec, ledger
+        self.missing: list[Failure] = []
+        self._asked: list[int] = []
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """Send the global weights to every node."""
+        self._asked = wait_for_nodes(grid, self.spec.num_clients)
+        content = request_records(self.spec, range(self.spec.num_clients), server_round)
+        content["arrays"] = arrays
+        num_bytes = count_bytes(content, "arrays")
+        for partition in range(self.spec.num_clients):
+            self.ledger.add("down", "weights", num_bytes, partition, server_round)
+        return self._construct_messages(content, self._asked, "train.average")
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average what arrived, in the order of partitions.
+
+        Raises
+        ------
+        RunError
+            When no node answered.
+        """
+        replies = list(replies)
+        contents, failures = in_partition_order(replies, self._asked)
+        self.missing = missing_nodes(failures, contents, self.spec.num_clients) if failures else []
+        for failure in self.missing:
+            logger.warning("round %d: node %d is missing: %s", server_round, failure.partition, failure.reason)
+        for partition, content in contents.items():
+            self.ledger.add("up", "weights", count_bytes(content, "arrays"), partition, server_round)
+        if not contents:
+            raise RunError(f"round {server_round}: no node answered: {self.missing[0].reason if self.missing else 'no reason'}")
+        by_content = {id(message.content): message for message in replies if message.has_content()}
+        return super().aggregate_train(server_round, [by_content[id(content)] for content in contents.values()])
+
+
+class RoundHistory:
+    """Scores of the global classifier after each round, on validation and test data.
+
+    The test score is only reported; the best round is chosen by validation accuracy.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        The run.
+    splits : Splits
+        Gives validation and test sets.
+    directory : RunDirectory
+        Keeps the classifiers.
+    device : torch.device
+        Where to evaluate.
+    """
+
+    def __init__(self, spec: RunSpec, splits: Splits, directory: RunDirectory, device: torch.device) -> None:
+        self.spec, self.splits, self.directory, self.device = spec, splits, directory, device
+        self.test: list[ClassificationMetrics] = []
+        self.val_accuracy: list[float] = []
+
+    def initial(self) -> nn.Module:
+        """Return the classifier with which round 1 begins."""
+        seed = derive_seed(self.spec.seed, "classifier", "global")
+        return build_classifier(self.spec.classifier, self.splits.info.shape[0], self.splits.num_classes, seed)
+
+    def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        """Score the weights after ``server_round``, keeping the last and the best by validation accuracy."""
+        if server_round == 0:
+            return None
+        network = self.initial()
+        network.load_state_dict(arrays.to_torch_state_dict())
+        val, test = (
+            classification_metrics(predict(network, part.images, self.device), part.labels)
+            for part in (self.splits.val, self.splits.test)
+        )
+        self.val_accuracy.append(val.accuracy)
+        self.test.append(test)
+        file = weights_file(network.state_dict())
+        self.directory.write("classifiers/last_round.safetensors", file)
+        if server_round == self.best_round:
+            self.directory.write("classifiers/best_round.safetensors", file)
+        return MetricRecord({"val-accuracy": val.accuracy, "test-accuracy": test.accuracy})
+
+    @property
+    def best_round(self) -> int:
+        """The first round of highest validation accuracy, counted from 1."""
+        return 1 + max(range(len(self.val_accuracy)), key=lambda i: (self.val_accuracy[i], -i))

@@ -1,0 +1,71 @@
+"""Runs of the other methods: averaging, local-only and centralized."""
+
+import time
+
+import torch
+from flwr.app import ArrayRecord, Message
+from flwr.serverapp import Grid
+
+from ff_flower.classifiers import fit_classifier, predict
+from ff_flower.data import Splits
+from ff_flower.errors import RunError, VerificationError
+from ff_flower.messages import read_answer, request_records
+from ff_flower.metrics import ClassificationMetrics, classification_metrics, mean_metrics
+from ff_flower.reports import busy_seconds
+from ff_flower.run_directory import weights_file
+from ff_flower.seeding import derive_seed
+
+from .averaging import RepeatableAveraging, RoundHistory
+from .nodes import Failure, in_partition_order, missing_nodes, wait_for_nodes
+from .outcome import Outcome
+
+
+def run_averaging(grid: Grid, splits: Splits, outcome: Outcome, device: torch.device) -> None:
+    """Run FedAvg or FedProx; report the last round, and beside it the round that validation data prefer."""
+    spec, began = outcome.spec, time.time()
+    strategy = RepeatableAveraging(spec, outcome.ledger)
+    history = RoundHistory(spec, splits, outcome.directory, device)
+    initial = ArrayRecord(history.initial().state_dict())
+    strategy.start(grid, initial, spec.averaging.rounds, spec.timeout, evaluate_fn=history.evaluate)
+    outcome.rounds, outcome.missing = spec.averaging.rounds, strategy.missing
+    outcome.seconds["rounds"] = time.time() - began
+    outcome.record("last_round", history.test[-1], up=["weights"], down=["weights"])
+    best = history.test[history.best_round - 1].as_dict() | {"round": history.best_round}
+    outcome.record("best_round", best, up=["weights"], down=["weights"])
+    values = zip(history.val_accuracy, history.test, strict=True)
+    outcome.directory.write_json("rounds.json", [{"val_accuracy": val, "test_accuracy": test.accuracy} for val, test in values])
+
+
+def run_local(grid: Grid, splits: Splits, outcome: Outcome, device: torch.device) -> None:
+    """Let every node fit a classifier on its own images alone, and report their mean."""
+    spec = outcome.spec
+    nodes = wait_for_nodes(grid, spec.num_clients)
+    content = request_records(spec, range(spec.num_clients))
+    messages = [Message(content, dst_node_id=node, message_type="evaluate.local") for node in nodes]
+    contents, failures = in_partition_order(grid.send_and_receive(messages, timeout=spec.timeout), nodes)
+    scores, work = [], []
+    for partition, reply in contents.items():
+        try:
+            answer, _ = read_answer(reply)
+        except VerificationError as error:
+            failures.append(Failure(partition, str(error)))
+            continue
+        scores.append(ClassificationMetrics.from_dict(answer.metrics))
+        work.append(answer.training)
+    outcome.missing = missing_nodes(failures, contents, spec.num_clients) if failures else []
+    if not scores:
+        raise RunError(f"no node answered: {failures[0].reason if failures else 'no reason'}")
+    outcome.seconds["training"] = busy_seconds(work)
+    outcome.record("local", mean_metrics(scores))
+
+
+def run_centralized(grid: Grid, splits: Splits, outcome: Outcome, device: torch.device) -> None:
+    """Fit one classifier on all training images at the server: what no federation can be expected to beat."""
+    spec, began = outcome.spec, time.time()
+    seed = derive_seed(spec.seed, "classifier", "centralized")
+    policy = splits.info.augmentation
+    network = fit_classifier(splits.train, spec.classifier, splits.num_classes, policy=policy, seed=seed, device=device)
+    outcome.seconds["training"] = time.time() - began
+    outcome.directory.write("classifiers/centralized.safetensors", weights_file(network.state_dict()))
+    test = predict(network, splits.test.images, device)
+    outcome.record("centralized", classification_metrics(test, splits.test.labels))

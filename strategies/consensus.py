@@ -1,0 +1,182 @@
+"""After the round, at the server: its own model, the product of experts, and the distilled student."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ff_flower.classifiers import (
+    Schedule,
+    build_classifier,
+    distillation,
+    fit_classifier,
+    predict,
+    product_of_experts,
+    train,
+)
+from ff_flower.config import RunSpec
+from ff_flower.data import Splits
+from ff_flower.errors import RunError
+from ff_flower.figures import sample_grid
+from ff_flower.metrics import ClassificationMetrics, classification_metrics, mean_metrics
+from ff_flower.run_directory import RunDirectory, cache_root, combined_digest, weights_file
+from ff_flower.seeding import derive_seed
+from ff_flower.synthesis import SampleCache, SyntheticDataset, allocate, synthesize
+
+from .federated_factory import FederatedFactory
+from .outcome import Outcome
+
+logger = logging.getLogger("flwr")
+
+
+@dataclass(frozen=True)
+class Consensus:
+    """Turns modules and answers into classifiers.
+
+    Parameters
+    ----------
+    strategy : FederatedFactory
+        The strategy after its round.
+    splits : Splits
+        Gives the test set, on which results are scored and nothing is chosen.
+    outcome : Outcome
+        Takes the results.
+    device : torch.device
+        Where to work.
+    """
+
+    strategy: FederatedFactory
+    splits: Splits
+    outcome: Outcome
+    device: torch.device
+
+    @property
+    def spec(self) -> RunSpec:
+        """The run."""
+        return self.strategy.spec
+
+    @property
+    def directory(self) -> RunDirectory:
+        """Where classifiers are kept."""
+        return self.strategy.directory
+
+    def conclude(self) -> None:
+        """Make every result that the run's modules and answers allow."""
+        began = time.time()
+        synthetic = self._synthesize()
+        self.outcome.seconds["server-synthesis"] = time.time() - began
+        self._draw_grids(synthetic)
+        server = self._classifier("server", self.strategy.modules_digest(), lambda: self._fit_server(synthetic))
+        self.outcome.record("server", self._score(server), up=["modules"])
+        self._pool(synthetic)
+
+    def _pool(self, synthetic: SyntheticDataset) -> None:
+        answers = self.strategy.answers
+        if not answers:
+            return
+        scores = [ClassificationMetrics.from_dict(answer.metrics) for answer in answers.values()]
+        self.outcome.record("client_mean", mean_metrics(scores), up=["modules"], down=["modules"])
+        self._compare_digests(synthetic)
+        consensus = self.spec.consensus.split(",")
+        experts = self._experts() if "poe" in consensus else []
+        if experts:
+            test = product_of_experts([predict(expert, self.splits.test.images, self.device) for expert in experts])
+            metrics = classification_metrics(test, self.splits.test.labels)
+            self.outcome.record("product_of_experts", metrics, up=["modules", "weights"], down=["modules"])
+        if "logits" in consensus:
+            self._distil(synthetic, product_of_experts(self._logits(len(synthetic))), "logits")
+        elif experts:
+            pooled = product_of_experts([predict(expert, synthetic.data.images, self.device) for expert in experts])
+            self._distil(synthetic, pooled, "weights")
+
+    def _distil(self, synthetic: SyntheticDataset, teacher: Tensor, carried_by: str) -> None:
+        inputs = combined_digest(self.strategy.modules_digest(), *(str(p) for p in self.strategy.answers), carried_by)
+        student = self._classifier("student", inputs, lambda: self._fit_student(synthetic, teacher))
+        self.outcome.record("student", self._score(student), up=["modules", carried_by], down=["modules"])
+
+    def _synthesize(self) -> SyntheticDataset:
+        shares = allocate(list(self.strategy.registry), self.spec.synthesis.samples_per_class)
+        cache = SampleCache(cache_root(self.spec) / "samples")
+        return synthesize(self.strategy.registry, shares, self.spec.seed, cache, self.device)
+
+    def _fit_server(self, synthetic: SyntheticDataset) -> nn.Module:
+        seed = derive_seed(self.spec.seed, "classifier", "server")
+        policy = self.splits.info.augmentation
+        return fit_classifier(
+            synthetic.data, self.spec.classifier, self.splits.num_classes, policy=policy, seed=seed, device=self.device
+        )
+
+    def _fit_student(self, synthetic: SyntheticDataset, teacher: Tensor) -> nn.Module:
+        spec, seed = self.spec, derive_seed(self.spec.seed, "classifier", "student")
+        network = self._untrained(derive_seed(seed, "init"))
+        loss = distillation(teacher.to(self.device), spec.distillation.temperature)
+        schedule = Schedule(spec.distillation.steps, spec.classifier.batch_size, spec.classifier.learning_rate)
+        policy, images = self.splits.info.augmentation, synthetic.data.images
+        return train(network, images, loss, spec.classifier, schedule, policy=policy, seed=seed, device=self.device)
+
+    def _classifier(self, name: str, inputs: str, fit: Callable[[], nn.Module]) -> nn.Module:
+        """Return the kept classifier where its receipt holds, else fit and keep it."""
+        path = self.directory.path / "classifiers" / f"{name}.safetensors"
+        if self.directory.is_done(name, inputs):
+            network = self._untrained(0)
+            network.load_state_dict(load_file(path))
+            self.outcome.seconds[name] = self.directory.seconds(name)
+            return network
+        began = time.time()
+        network = fit()
+        self.outcome.seconds[name] = time.time() - began
+        self.directory.write(f"classifiers/{name}.safetensors", weights_file(network.state_dict()))
+        self.directory.finish(name, inputs, [path], self.outcome.seconds[name])
+        return network
+
+    def _experts(self) -> list[nn.Module]:
+        experts = []
+        for partition in self.strategy.answers:
+            expert = self._untrained(0)
+            try:
+                expert.load_state_dict(load_file(self.directory.path / f"nodes/{partition}/weights.safetensors"))
+            except (OSError, RuntimeError, ValueError) as error:
+                logger.warning("product of experts: the classifier of node %d is left out: %s", partition, error)
+                continue
+            experts.append(expert)
+        return experts
+
+    def _logits(self, rows: int) -> list[Tensor]:
+        """Return the nodes' logits on the synthetic set, as far as they are finite and of its shape."""
+        shape, pooled = (rows, self.splits.num_classes), []
+        for partition in self.strategy.answers:
+            tensors = load_file(self.directory.path / f"nodes/{partition}/logits.safetensors")
+            logits = tensors.get("logits", torch.empty(0))
+            if tuple(logits.shape) != shape or not torch.isfinite(logits).all():
+                self.outcome.notes.append(f"logits of node {partition} left out: {tuple(logits.shape)}, not finite {shape}")
+                logger.warning(self.outcome.notes[-1])
+                continue
+            pooled.append(logits)
+        if not pooled:
+            raise RunError(f"no node answered with finite logits of shape {shape}: see the notes in metrics.json")
+        return pooled
+
+    def _untrained(self, seed: int) -> nn.Module:
+        return build_classifier(self.spec.classifier, self.splits.info.shape[0], self.splits.num_classes, seed)
+
+    def _score(self, network: nn.Module) -> ClassificationMetrics:
+        return classification_metrics(predict(network, self.splits.test.images, self.device), self.splits.test.labels)
+
+    def _compare_digests(self, synthetic: SyntheticDataset) -> None:
+        other = [p for p, answer in self.strategy.answers.items() if answer.synthetic_digest != synthetic.digest()]
+        if other:
+            self.outcome.notes.append(
+                f"the synthetic sets of nodes {other} agree with the server's up to rounding only (other hardware); "
+                "logits are pooled by index all the same"
+            )
+            logger.warning(self.outcome.notes[-1])
+
+    def _draw_grids(self, synthetic: SyntheticDataset) -> None:
+        for index, share in enumerate(synthetic.shares):
+            path = self.directory.path / "modules" / f"{share.module_id}.png"
+            if not path.exists():
+                sample_grid(synthetic.data.images[synthetic.provenance == index][:64], path)

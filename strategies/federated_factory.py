@@ -1,0 +1,218 @@
+"""The FederatedFactory strategy: one round that collects module files and broadcasts the full set."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from ff_flower.config import RunSpec
+from ff_flower.data import DatasetInfo
+from ff_flower.errors import ConfigError, ModuleError, RunError, VerificationError
+from ff_flower.messages import count_bytes, file_record, read_answer, read_fit_reply, request_records
+from ff_flower.metrics import Ledger
+from ff_flower.registry import Expectation, ModuleRegistry
+from ff_flower.reports import Answer, FitReport
+from ff_flower.run_directory import RunDirectory, combined_digest
+from ff_flower.synthesis import load_module
+
+from .nodes import Failure, in_partition_order, missing_nodes, wait_for_nodes
+
+logger = logging.getLogger("flwr")
+
+
+class FederatedFactory(Strategy):
+    """Collect one module file per (node, label), verify and register them, broadcast the set, take the nodes' answers.
+
+    Run it with ``num_rounds=1``. What stands verified in the run directory is not asked for again.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        The run.
+    info : DatasetInfo
+        The label table and image shape that modules must have.
+    directory : RunDirectory
+        Where files, reports and receipts are kept.
+    ledger : Ledger
+        Notes every transfer.
+    """
+
+    def __init__(self, spec: RunSpec, info: DatasetInfo, directory: RunDirectory, ledger: Ledger) -> None:
+        self.spec, self.info, self.directory, self.ledger = spec, info, directory, ledger
+        self.registry = ModuleRegistry(directory.path / "modules")
+        self.reports: dict[int, FitReport] = {}
+        self.answers: dict[int, Answer] = {}
+        self.missing: list[Failure] = []
+        self.refused: list[dict[str, object]] = []
+        self._node_ids: dict[int, int] = {}
+        self._asked: list[int] = []
+
+    def summary(self) -> None:
+        """Log what the strategy will do."""
+        spec = self.spec
+        logger.info("\t├──> %d nodes, %s modules, %s", spec.num_clients, spec.module.kind, spec.data.name)
+        logger.info("\t└──> synthesis at the %s, consensus: %s", spec.synthesis.site, spec.consensus)
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """Ask the nodes whose modules are not registered yet to fit them."""
+        partitions = range(self.spec.num_clients)
+        self.reports = {p: report for p in partitions if (report := self._kept_report(p)) is not None}
+        wanted = set(partitions) - set(self.reports)
+        if not wanted and not self._unanswered():
+            logger.info("fit: all modules and answers are registered and verified, nothing to ask")
+            self._asked = []
+            return []
+        self._asked = wait_for_nodes(grid, self.spec.num_clients)
+        logger.info("fit: %d of %d nodes have modules to fit", len(wanted), self.spec.num_clients)
+        content = request_records(self.spec, wanted, server_round)
+        return [Message(content, dst_node_id=node, message_type=MessageType.TRAIN) for node in self._asked]
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Verify and register what arrived, quarantine what breaks a rule, and go on with the rest.
+
+        Raises
+        ------
+        RunError
+            With fewer than ``min_modules`` modules or ``min_classes`` classes.
+        """
+        replies = list(replies)
+        contents, failures = in_partition_order(replies, self._asked)
+        self._node_ids = {
+            p: m.metadata.src_node_id for m in replies if m.has_content() for p, c in contents.items() if c is m.content
+        }
+        for partition, content in contents.items():
+            if partition not in self.reports:
+                failures += self._receive(partition, content)
+        self.missing = missing_nodes(failures, self.reports, self.spec.num_clients)
+        for failure in self.missing:
+            logger.warning("fit: node %d is missing: %s", failure.partition, failure.reason)
+        self._withdraw_unreported()
+        self._check_enough()
+        return None, None
+
+    def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """Broadcast the full set of module files, the same records to every node that has not answered."""
+        wanted = self._unanswered()
+        if not wanted:
+            self._asked = []
+            return []
+        content = request_records(self.spec, wanted, server_round)
+        content["modules"] = file_record({module.module_id: module.read() for module in self.registry})
+        receivers = {partition: self._node_ids[partition] for partition in wanted if partition in self._node_ids}
+        self._asked = list(receivers.values())
+        num_bytes = count_bytes(content, "modules")
+        for partition in receivers:
+            self.ledger.add("down", "modules", num_bytes, partition, server_round)
+        logger.info("broadcast: %d modules, %.2f MB to each of %d nodes", len(self.registry), num_bytes / 1e6, len(receivers))
+        return [Message(content, dst_node_id=node, message_type=MessageType.EVALUATE) for node in self._asked]
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Keep the nodes' answers, with their logits and classifiers."""
+        contents, failures = in_partition_order(replies, self._asked)
+        for partition, content in contents.items():
+            try:
+                self._keep_answer(partition, content)
+            except VerificationError as error:
+                failures.append(Failure(partition, str(error)))
+        if self.spec.synthesis.site == "client":
+            self.missing = missing_nodes(failures, self.answers, self.spec.num_clients) if failures else self.missing
+            for failure in failures:
+                logger.warning("answers: %s", failure.reason)
+        return None
+
+    def modules_digest(self) -> str:
+        """Return one digest of the spec and all registered modules: what every later stage depends on."""
+        return combined_digest(self.spec.digest(), *(module.module_id for module in self.registry))
+
+    def answer_inputs(self, partition: int) -> str:
+        """Return the digest of what a node's answer depends on."""
+        return combined_digest(self.modules_digest(), str(partition))
+
+    def _unanswered(self) -> list[int]:
+        """Return the partitions whose answers are wanted and not in the run directory, and read those that are."""
+        if self.spec.synthesis.site == "server":
+            return []
+        for partition in range(self.spec.num_clients):
+            if self.directory.is_done(f"answer-{partition}", self.answer_inputs(partition)):
+                text = (self.directory.path / f"nodes/{partition}/answer.json").read_text()
+                self.answers[partition] = Answer.from_json(text)
+        return [partition for partition in range(self.spec.num_clients) if partition not in self.answers]
+
+    def _kept_report(self, partition: int) -> FitReport | None:
+        if not self.directory.is_done(f"fit-{partition}", self.spec.digest()):
+            return None
+        return FitReport.from_json((self.directory.path / f"nodes/{partition}/fit.json").read_text())
+
+    def _receive(self, partition: int, content: RecordDict) -> list[Failure]:
+        """Register one node's files; the failures are empty, or say why the node's whole reply is refused."""
+        try:
+            report, files = read_fit_reply(content)
+            if report.partition != partition or set(report.modules.values()) != set(files):
+                raise VerificationError("report", "it does not name the partition and the files it came with")
+        except VerificationError as error:
+            return [Failure(partition, str(error))]
+        kept = [path for data in files.values() if (path := self._register(data, partition)) is not None]
+        self.ledger.add("up", "modules", sum(len(data) for data in files.values()), partition)
+        self.reports[partition] = report
+        path = self.directory.write(f"nodes/{partition}/fit.json", report.to_json().encode())
+        if len(kept) == len(files):
+            seconds = report.work.ended - report.work.began
+            self.directory.finish(f"fit-{partition}", self.spec.digest(), [path, *kept], seconds)
+        return []
+
+    def _register(self, data: bytes, partition: int) -> Path | None:
+        info = self.info
+        expectation = Expectation(info.name, self.spec.seed, info.shape, info.classes, owner=str(partition))
+        try:
+            module = self.registry.add(data, expectation)
+            try:
+                load_module(self.registry, module.module_id)
+            except (ModuleError, ConfigError) as error:
+                module.path.unlink()
+                raise VerificationError("architecture", str(error)) from error
+        except VerificationError as error:
+            self.registry.quarantine(data, error, source=f"node {partition}")
+            self.refused.append({"partition": partition, "rule": error.rule, "detail": error.detail})
+            logger.warning("fit: a module of node %d is quarantined: %s", partition, error)
+            return None
+        return module.path
+
+    def _withdraw_unreported(self) -> None:
+        """Remove modules that an earlier, interrupted session left and no report names."""
+        named = {module_id for report in self.reports.values() for module_id in report.modules.values()}
+        for module in list(self.registry):
+            if module.module_id not in named:
+                module.path.unlink()
+
+    def _check_enough(self) -> None:
+        labels = {module.manifest.label for module in self.registry}
+        absent = [name for label, name in enumerate(self.info.classes) if label not in labels]
+        if absent:
+            logger.warning("fit: no module for class%s %s", "es" * (len(absent) > 1), ", ".join(absent))
+        if len(self.registry) < self.spec.min_modules or len(labels) < self.spec.min_classes:
+            causes = {failure.reason for failure in self.missing} | {str(refusal["detail"]) for refusal in self.refused}
+            causes |= {str(declined["reason"]) for declined in self.declined()}
+            raise RunError(
+                f"{len(self.registry)} modules of {len(labels)} classes arrived: min-modules is {self.spec.min_modules} and "
+                f"min-classes is {self.spec.min_classes}; the causes: {'; '.join(sorted(causes))}"
+            )
+
+    def _keep_answer(self, partition: int, content: RecordDict) -> None:
+        answer, files = read_answer(content)
+        if answer.partition != partition:
+            raise VerificationError("report", f"an answer of partition {answer.partition} came from {partition}")
+        paths = [self.directory.write(f"nodes/{partition}/answer.json", answer.to_json().encode())]
+        for name, data in files.items():
+            self.ledger.add("up", name, len(data), partition)
+            paths.append(self.directory.write(f"nodes/{partition}/{name}.safetensors", data))
+        self.answers[partition] = answer
+        seconds = answer.training.ended - answer.synthesis.began
+        self.directory.finish(f"answer-{partition}", self.answer_inputs(partition), paths, seconds)
+
+    def declined(self) -> list[dict[str, object]]:
+        """Return the classes that nodes fitted no module for, with their reasons."""
+        return [{"partition": p, **asdict(d)} for p, report in sorted(self.reports.items()) for d in report.declined]

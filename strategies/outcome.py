@@ -1,0 +1,92 @@
+"""What a run found: results, seconds and bytes, written as ``metrics.json``."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ff_flower.config import RunSpec
+from ff_flower.data import DatasetInfo
+from ff_flower.metrics import ClassificationMetrics, Ledger
+from ff_flower.run_directory import RunDirectory
+
+from .nodes import Failure
+
+
+@dataclass
+class Outcome:
+    """The growing account of one run.
+
+    Attributes
+    ----------
+    spec : RunSpec
+        The run.
+    info : DatasetInfo
+        Its image set.
+    directory : RunDirectory
+        Where it is written.
+    ledger : Ledger
+        Every transfer.
+    results : dict
+        Metrics by the name of what was scored.
+    seconds : dict
+        Seconds by stage, during which at least one process worked on it.
+    rounds : int
+        Flower rounds that were needed.
+    missing : list of Failure
+        Nodes without a usable reply.
+    quarantined, declined : list of dict
+        Refused module files, and classes without a module, with reasons.
+    """
+
+    spec: RunSpec
+    info: DatasetInfo
+    directory: RunDirectory
+    ledger: Ledger
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    rounds: int = 0
+    missing: list[Failure] = field(default_factory=list)
+    quarantined: list[dict[str, object]] = field(default_factory=list)
+    declined: list[dict[str, object]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def record(
+        self, name: str, metrics: ClassificationMetrics | Mapping[str, Any], up: Sequence[str] = (), down: Sequence[str] = ()
+    ) -> None:
+        """Add a result with the bytes that it needed.
+
+        Parameters
+        ----------
+        name : str
+            For example ``server`` or ``product_of_experts``.
+        metrics : ClassificationMetrics or mapping
+            The scores.
+        up, down : sequence of str
+            Kinds of payload in the ledger without which the result would not be there.
+        """
+        values = dict(metrics) if isinstance(metrics, Mapping) else metrics.as_dict()
+        sent = {"up": self.ledger.total("up", up), "down": self.ledger.total("down", down)}
+        self.results[name] = values | {"bytes": sent}
+
+    def write(self, total_seconds: float) -> None:
+        """Write ``metrics.json`` and ``ledger.jsonl``."""
+        spec = self.spec
+        values = {
+            "method": spec.method,
+            "dataset": self.info.name,
+            "partition": spec.partition.kind,
+            "seed": spec.seed,
+            "spec_digest": spec.digest(),
+            "num_clients": spec.num_clients,
+            "classes": list(self.info.classes),
+            "results": self.results,
+            "seconds": {"total": round(total_seconds, 2)} | {name: round(value, 2) for name, value in self.seconds.items()},
+            "bytes": self.ledger.totals(),
+            "rounds": self.rounds,
+            "missing": [asdict(failure) for failure in self.missing],
+            "quarantined": self.quarantined,
+            "declined": self.declined,
+            "notes": self.notes,
+        }
+        self.ledger.write(self.directory.path / "ledger.jsonl")
+        self.directory.write_json("metrics.json", values)

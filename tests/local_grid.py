@@ -1,0 +1,95 @@
+"""A Flower Grid without processes: messages are handed to the ClientApp in order, replies come back shuffled."""
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+Tamper = Callable[[int, Message], Message | None]
+
+
+class LocalGrid(Grid):
+    """Runs a real ClientApp for ``num_nodes`` nodes in this process.
+
+    Parameters
+    ----------
+    client_app : ClientApp
+        The app of every node.
+    num_nodes : int
+        Nodes; node i has partition i and a node id that says nothing about it.
+    shuffle : int
+        Seed of the order in which nodes are listed and replies come back.
+    tamper : callable, optional
+        ``tamper(partition, reply)`` may change a reply, or return None to lose it.
+    """
+
+    def __init__(self, client_app: ClientApp, num_nodes: int, shuffle: int = 0, tamper: Tamper | None = None) -> None:
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+        self.random = random.Random(shuffle)
+        self.app, self.tamper = client_app, tamper
+        self.asked: list[tuple[str, int]] = []
+        ids = self.random.sample(range(1000, 9999), num_nodes)
+        self.contexts = {
+            node_id: Context(
+                run_id=1,
+                node_id=node_id,
+                node_config={"partition-id": partition, "num-partitions": num_nodes},
+                state=RecordDict(),
+                run_config={},
+            )
+            for partition, node_id in enumerate(ids)
+        }
+
+    def set_run(self, run: object) -> None:
+        """Flower's interface; there is no run to know."""
+
+    @property
+    def run(self) -> None:
+        """Flower's interface; there is no run to know."""
+
+    def create_message(self, *args: object, **kwargs: object) -> Message:
+        """Flower's interface; strategies make messages themselves."""
+        raise NotImplementedError
+
+    def get_node_ids(self) -> list[int]:
+        """Return the ids of all nodes."""
+        return list(self.contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Flower's interface; use `send_and_receive`."""
+        raise NotImplementedError
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Flower's interface; use `send_and_receive`."""
+        raise NotImplementedError
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Hand every message to its node and return the replies in random order."""
+        replies = []
+        for number, message in enumerate(messages):
+            context = self.contexts[message.metadata.dst_node_id]
+            partition = int(context.node_config["partition-id"])
+            self.asked.append((message.metadata.message_type, partition))
+            message.metadata.__dict__["_message_id"] = f"message-{number}"
+            reply: Message | None = self.app(message, context)
+            assert isinstance(reply, Message), "a ClientApp that returns anything else stalls its node"
+            reply = self.tamper(partition, reply) if self.tamper else reply
+            if reply is not None:
+                replies.append(reply)
+        self.random.shuffle(replies)
+        return replies
+
+
+def error_reply(message: Message, reason: str) -> Message:
+    """Return the reply of a node whose app raised, in the place of its ``message``."""
+    failed = Message(Error(code=2, reason=reason), reply_to=message)
+    failed.metadata.__dict__["_src_node_id"] = message.metadata.src_node_id
+    return failed
+
+
+def settings(**changes: object) -> Mapping[str, object]:
+    """Return a flat run configuration from keyword arguments, ``__`` standing for a dot and ``_`` for a hyphen."""
+    return {key.replace("__", ".").replace("_", "-"): value for key, value in changes.items()}
