@@ -2,6 +2,7 @@
 
 import logging
 import os
+from typing import cast
 
 import torch
 from torch import nn
@@ -69,5 +70,4 @@ def accelerate(network: nn.Module, device: torch.device) -> nn.Module:
     if not has_triton():
         logger.info("torch.compile is left out: no Triton compiler was found")
         return network
-    compiled: nn.Module = torch.compile(network, dynamic=False)
-    return compiled
+    return cast(nn.Module, torch.compile(network, dynamic=False))

@@ -30,7 +30,7 @@ def sample_grid(images: Tensor, path: Path, columns: int = 8, shortest: int = 32
     padded = F.pad(enlarged, (1, 1, 1, 1), value=255)
     missing = -len(padded) % columns
     padded = torch.cat([padded, padded.new_full((missing, *padded.shape[1:]), 255)])
-    rows = [torch.cat(list(row), dim=2) for row in padded.split(columns)]
+    rows = [torch.cat(list(row), dim=2) for row in torch.split(padded, columns)]
     pixels = torch.cat(rows, dim=1).permute(1, 2, 0).numpy()
     Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(path)
 

@@ -1,0 +1,1 @@
+"""The laboratory: runs, comparisons, reports and presets."""

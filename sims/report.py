@@ -18,6 +18,7 @@ Metrics = Mapping[str, Any]
 ABSENT = "-"
 _WIDE = 200  # characters
 _KEYS = ("method", "dataset", "partition", "seed", "results", "seconds", "bytes")
+_ORDER = ("server", "client_mean", "product_of_experts", "student", "local", "last_round", "best_round", "centralized")
 _SUMMARY = ("accuracy %", "AUROC %", "macro F1 %", "rounds", "MB up", "MB down", "seconds")
 
 
@@ -107,7 +108,7 @@ def summarize(runs: Sequence[Metrics]) -> TextTable:
     """
     groups: dict[tuple[str, str, str, str], list[tuple[Metrics, Metrics]]] = {}
     for run in runs:
-        for name, result in run["results"].items():
+        for name, result in _in_order(run["results"]):
             key = (str(run["dataset"]), str(run["partition"]), str(run["method"]), str(name))
             groups.setdefault(key, []).append((run, result))
     rows = []
@@ -131,7 +132,7 @@ def show(tables: Iterable[TextTable], *, markdown: bool = False) -> None:
 def _results(metrics: Metrics) -> TextTable:
     title = f"{metrics['method']} on {metrics['dataset']}, {metrics['partition']}, seed {metrics['seed']}"
     rows = []
-    for name, result in metrics["results"].items():
+    for name, result in _in_order(metrics["results"]):
         accuracy = _percent(result.get("accuracy"))
         if "accuracy_std" in result:
             accuracy += f" ± {_percent(result['accuracy_std'])}"
@@ -143,7 +144,7 @@ def _results(metrics: Metrics) -> TextTable:
 
 
 def _recall(metrics: Metrics) -> TextTable:
-    named = {name: result["per_class_recall"] for name, result in metrics["results"].items() if "per_class_recall" in result}
+    named = {name: result["per_class_recall"] for name, result in _in_order(metrics["results"]) if "per_class_recall" in result}
     classes = metrics.get("classes", [])
     rows = tuple((str(label), *(_percent(recalls[k]) for recalls in named.values())) for k, label in enumerate(classes) if named)
     return TextTable("Recall per class, %", ("class", *named), rows)
@@ -156,7 +157,7 @@ def _seconds(metrics: Metrics) -> TextTable:
 
 def _bytes(metrics: Metrics) -> TextTable:
     rows = tuple((name, _megabytes(value)) for name, value in _total_last(metrics["bytes"]))
-    return TextTable("Communication of all nodes", ("payload", "MB"), rows)
+    return TextTable("Traffic of all nodes", ("payload", "MB"), rows)
 
 
 def _gaps(metrics: Metrics) -> TextTable:
@@ -165,6 +166,11 @@ def _gaps(metrics: Metrics) -> TextTable:
     ]
     sentences = [*gaps(metrics), *declined, *metrics.get("notes", [])]
     return TextTable("What is missing", ("what and why",), tuple((sentence,) for sentence in sentences), prose=True)
+
+
+def _in_order(results: Mapping[str, Metrics]) -> list[tuple[str, Metrics]]:
+    """Return the results in the order of the protocol's steps, unknown ones last."""
+    return sorted(results.items(), key=lambda item: _ORDER.index(item[0]) if item[0] in _ORDER else len(_ORDER))
 
 
 def _total_last(values: Mapping[str, float]) -> list[tuple[str, float]]:

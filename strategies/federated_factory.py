@@ -14,7 +14,7 @@ from ff_flower.data import DatasetInfo
 from ff_flower.errors import ConfigError, ModuleError, RunError, VerificationError
 from ff_flower.messages import count_bytes, file_record, read_answer, read_fit_reply, request_records
 from ff_flower.metrics import Ledger
-from ff_flower.registry import Expectation, ModuleRegistry
+from ff_flower.registry import Expectation, ModuleRegistry, RegisteredModule
 from ff_flower.reports import Answer, FitReport
 from ff_flower.run_directory import RunDirectory, combined_digest
 from ff_flower.synthesis import load_module
@@ -155,7 +155,7 @@ class FederatedFactory(Strategy):
                 raise VerificationError("report", "it does not name the partition and the files it came with")
         except VerificationError as error:
             return [Failure(partition, str(error))]
-        kept = [path for data in files.values() if (path := self._register(data, partition)) is not None]
+        kept = [path for data in files.values() if (path := self._register(data, report)) is not None]
         self.ledger.add("up", "modules", sum(len(data) for data in files.values()), partition)
         self.reports[partition] = report
         path = self.directory.write(f"nodes/{partition}/fit.json", report.to_json().encode())
@@ -164,16 +164,18 @@ class FederatedFactory(Strategy):
             self.directory.finish(f"fit-{partition}", self.spec.digest(), [path, *kept], seconds)
         return []
 
-    def _register(self, data: bytes, partition: int) -> Path | None:
-        info = self.info
-        expectation = Expectation(info.name, self.spec.seed, info.shape, info.classes, owner=str(partition))
+    def _register(self, data: bytes, report: FitReport) -> Path | None:
+        info, partition, settings = self.info, report.partition, self.spec.module
+        expectation = Expectation(
+            info.name, self.spec.seed, info.shape, info.classes, str(partition), {settings.kind: settings.of_kind().flat()}
+        )
         try:
             module = self.registry.add(data, expectation)
             try:
-                load_module(self.registry, module.module_id)
-            except (ModuleError, ConfigError) as error:
-                module.path.unlink()
-                raise VerificationError("architecture", str(error)) from error
+                self._check_claims(module, report)
+            except (ModuleError, ConfigError, VerificationError) as error:
+                self.registry.remove(module.module_id)
+                raise VerificationError(getattr(error, "rule", "architecture"), getattr(error, "detail", str(error))) from error
         except VerificationError as error:
             self.registry.quarantine(data, error, source=f"node {partition}")
             self.refused.append({"partition": partition, "rule": error.rule, "detail": error.detail})
@@ -181,12 +183,20 @@ class FederatedFactory(Strategy):
             return None
         return module.path
 
+    def _check_claims(self, module: RegisteredModule, report: FitReport) -> None:
+        """Refuse a module that is not the one its owner reported for its label, or whose tensors do not make a network."""
+        label = str(module.manifest.label)
+        claimed = (report.modules.get(label), report.label_counts.get(label))
+        if claimed != (module.module_id, module.manifest.num_examples):
+            raise VerificationError("report", f"label {label} of {module.manifest.num_examples} images was reported as {claimed}")
+        load_module(self.registry, module.module_id)
+
     def _withdraw_unreported(self) -> None:
         """Remove modules that an earlier, interrupted session left and no report names."""
         named = {module_id for report in self.reports.values() for module_id in report.modules.values()}
         for module in list(self.registry):
             if module.module_id not in named:
-                module.path.unlink()
+                self.registry.remove(module.module_id)
 
     def _check_enough(self) -> None:
         labels = {module.manifest.label for module in self.registry}

@@ -120,7 +120,7 @@ def _download_medmnist(name: str, path: Path, size: int) -> None:
     except (RuntimeError, OSError) as error:
         raise DataError(
             f"{path} does not exist and could not be downloaded ({type(error).__name__}); a local copy or a network is "
-            f"needed; get it from {medmnist.INFO[name]['url'].split('/files')[0]}, or resize {name}.npz with data.download = false"
+            f"needed; get it from {medmnist.INFO[name]['url'].split('/files')[0]}, or resize {name}.npz: data.download = false"
         ) from error
 
 

@@ -58,7 +58,7 @@ class GaussianMixtureModule(GenerativeModule[GaussianMixtureSpec]):
     def _fit(self, images: Tensor, seed: int, progress: Progress | None) -> None:
         from sklearn.decomposition import PCA
         from sklearn.mixture import GaussianMixture
-        from threadpoolctl import threadpool_limits
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
         spec, pixels = self.spec, to_unit(images).flatten(1).double().numpy()
         components = max(1, min(spec.components, len(pixels) - 1, pixels.shape[1]))

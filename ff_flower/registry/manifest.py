@@ -14,6 +14,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from ..errors import VerificationError
 
 
+def grey_or_colour(channels: int) -> int:
+    """Return ``channels`` where it is 1 or 3."""
+    if channels == 2:
+        raise ValueError("1 for grey or 3 for colour images")
+    return channels
+
+
 def printable(text: str) -> str:
     """Return ``text`` in Unicode's NFC form.
 
@@ -33,6 +40,7 @@ Text = Annotated[str, AfterValidator(printable), Field(max_length=1024)]
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Side = Annotated[int, Field(ge=1, le=1024)]
+Channels = Annotated[int, Field(ge=1, le=3), AfterValidator(grey_or_colour)]
 Setting = str | Int64 | Annotated[float, Field(allow_inf_nan=False)] | bool
 
 
@@ -85,7 +93,7 @@ class ModuleManifest(BaseModel):
     spec: dict[Name, Setting]
     label: Count
     label_name: Name
-    image_shape: tuple[Literal[1, 3], Side, Side]
+    image_shape: tuple[Channels, Side, Side]
     value_range: tuple[Literal[0], Literal[255]] = (0, 255)
     num_examples: int = Field(ge=1, lt=2**63)
     owner: str = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")

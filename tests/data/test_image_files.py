@@ -1,0 +1,186 @@
+"""Folders of image files, and ISIC 2019's official folder."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ff_flower.config import DataSpec
+from ff_flower.data import Splits, load_splits
+from ff_flower.data.image_files import ISIC_CODES, read_isic
+from ff_flower.errors import DataError
+
+
+def _picture(path: Path, value: int, size: tuple[int, int] = (10, 10), mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value if mode != "RGB" else (value, 0, 0)).save(path)
+
+
+def _class_folders(root: Path, mode: str = "RGB", images: int = 5) -> None:
+    for label, name in enumerate(("cat", "ant")):
+        for number in range(images):
+            _picture(root / name / f"{number}.png", 100 * label + number, mode=mode)
+
+
+def _load(root: Path, size: int = 0) -> Splits:
+    return load_splits(DataSpec(name=f"folder:{root}", size=size), seed=0)
+
+
+def _isic(root: Path, rows: int = 32, lesions: int = 12) -> None:
+    folder = root / "ISIC_2019_Training_Input"
+    truth, metadata = [], []
+    for number in range(rows):
+        name = f"ISIC_{number:07d}" + "_downsampled" * (number % 2)
+        _picture(folder / f"{name}.jpg", 8 * number, size=(90, 60))
+        truth.append([name] + ["1.0" if code == ISIC_CODES[number % 4] else "0.0" for code in ISIC_CODES] + ["0.0"])
+        metadata.append([name, "55.0", "torso", "" if number > 28 else f"HAM_{number % lesions:07d}", "female"])
+    for what, header, table in (
+        ("GroundTruth", ["image", *ISIC_CODES, "UNK"], truth),
+        ("Metadata", ["image", "age_approx", "anatom_site_general", "lesion_id", "sex"], metadata),
+    ):
+        with (root / f"ISIC_2019_Training_{what}.csv").open("w", newline="") as lines:
+            csv.writer(lines).writerows([header, *table])
+
+
+def _reds(images: torch.Tensor) -> list[int]:
+    """Return the numbers that `_isic` painted into the images."""
+    return [round(float(image[0].float().mean()) / 8) for image in images]
+
+
+def test_class_folders_give_sorted_classes(tmp_path: Path) -> None:
+    """Classes are the folders' names in order, images keep their pixels, and a test set is held out."""
+    _class_folders(tmp_path)
+    (tmp_path / "ant" / ".hidden").write_text("left alone")
+    splits = _load(tmp_path)
+    assert splits.info.classes == ("ant", "cat") and splits.info.shape == (3, 10, 10) and splits.info.source == "folder"
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (6, 2, 2)
+    for part in (splits.train, splits.val, splits.test):
+        assert ((part.images[:, 0, 0, 0] >= 100) == (part.labels == 0)).all()
+
+
+def test_split_folders_are_official(tmp_path: Path) -> None:
+    """Folders train and test are the official splits; without val a validation set is carved from train."""
+    _class_folders(tmp_path / "train")
+    _class_folders(tmp_path / "test", images=1)
+    splits = _load(tmp_path)
+    assert splits.test.images[:, 0, 0, 0].tolist() == [100, 0] and splits.test.labels.tolist() == [0, 1]
+    assert (len(splits.train), len(splits.val)) == (8, 2)
+
+
+def test_grey_files_stay_grey(tmp_path: Path) -> None:
+    """One channel if all files are greyscale, three as soon as one is not."""
+    grey, mixed = tmp_path / "grey", tmp_path / "mixed"
+    for root in (grey, mixed):
+        _class_folders(root, mode="L")
+    _picture(mixed / "ant" / "colour.png", 50)
+    assert _load(grey).info.shape == (1, 10, 10)
+    assert _load(mixed).info.shape == (3, 10, 10)
+
+
+def test_size_unites_images_of_two_sizes(tmp_path: Path) -> None:
+    """Images of two sizes are refused as they are, naming one of them, and read with data.size."""
+    _class_folders(tmp_path)
+    _picture(tmp_path / "cat" / "wide.png", 9, size=(20, 10))
+    with pytest.raises(DataError, match=r"wide\.png measures 20x10 .*data\.size"):
+        _load(tmp_path)
+    assert _load(tmp_path, size=6).info.shape == (3, 6, 6)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    """Texts, damaged images, 16-bit images, stray files and empty folders are refused by name."""
+    broken = b"\x89PNG\r\n\x1a\n" + bytes(40)
+    for name, path, content in (
+        ("text", "cat/notes.txt", b"no image"),
+        ("damaged", "cat/cut.png", broken),
+        ("stray", "readme.txt", b"beside the folders"),
+    ):
+        root = tmp_path / name
+        _class_folders(root)
+        (root / path).write_bytes(content)
+        with pytest.raises(DataError, match=Path(path).name):
+            _load(root)
+    deep = tmp_path / "deep"
+    _class_folders(deep)
+    Image.fromarray(np.full((10, 10), 60_000, dtype=np.uint16)).save(deep / "cat" / "sixteen.png")
+    with pytest.raises(DataError, match=r"sixteen\.png .*8 bits"):
+        _load(deep)
+    empty = tmp_path / "empty"
+    _class_folders(empty)
+    (empty / "dog").mkdir()
+    with pytest.raises(DataError, match="dog is empty"):
+        _load(empty)
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(DataError, match="no class folders"):
+        _load(tmp_path / "bare")
+
+
+def test_truncated_image_is_refused(tmp_path: Path) -> None:
+    """An image whose header is whole and whose pixels are not is refused by name."""
+    _class_folders(tmp_path)
+    path = tmp_path / "cat" / "0.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (10, 10, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-60])
+    with pytest.raises(DataError, match=r"0\.jpg cannot be read"):
+        _load(tmp_path)
+
+
+def test_isic_is_cropped_resized_and_labelled(tmp_path: Path) -> None:
+    """Every row of the CSV gives its image, cropped and resized to 64 pixels, with its class; all eight classes are named."""
+    _isic(tmp_path)
+    splits = load_splits(DataSpec(name="isic2019", root=str(tmp_path)), seed=0)
+    assert splits.num_classes == 8 and splits.info.shape == (3, 64, 64)
+    numbers: list[int] = []
+    for part in (splits.train, splits.val, splits.test):
+        assert part.labels.tolist() == [number % 4 for number in _reds(part.images)]
+        numbers += _reds(part.images)
+    assert sorted(numbers) == list(range(32))
+
+
+def test_isic_lesions_stay_together(tmp_path: Path) -> None:
+    """No lesion has images in two of training, validation and test; images without a lesion stand for themselves."""
+    _isic(tmp_path)
+    splits = load_splits(DataSpec(name="isic2019", root=str(tmp_path), val_fraction=0.2), seed=1)
+    lesions = [{n % 12 if n <= 28 else -n for n in _reds(part.images)} for part in (splits.train, splits.val, splits.test)]
+    assert all(lesions)
+    assert not (lesions[0] & lesions[1] or lesions[0] & lesions[2] or lesions[1] & lesions[2])
+
+
+def test_isic_is_resized_once(tmp_path: Path) -> None:
+    """The resized images are kept in one file: the second reading needs no JPEG, and a damaged file is made anew."""
+    _isic(tmp_path)
+    first = read_isic(tmp_path, tmp_path, size=16).train
+    (kept,) = tmp_path.glob("isic2019_16_*.npz")
+    hidden = (tmp_path / "ISIC_2019_Training_Input").rename(tmp_path / "aside")
+    assert torch.equal(read_isic(tmp_path, tmp_path, size=16).train.images, first.images)
+    hidden.rename(tmp_path / "ISIC_2019_Training_Input")
+    kept.write_bytes(b"damaged")
+    assert torch.equal(read_isic(tmp_path, tmp_path, size=16).train.images, first.images)
+
+
+def test_isic_crops_the_middle(tmp_path: Path) -> None:
+    """A wide image loses its left and right margins, not its proportions."""
+    _isic(tmp_path)
+    wide = Image.new("RGB", (180, 60), (0, 0, 0))
+    wide.paste((200, 200, 200), (60, 0, 120, 60))
+    wide.save(tmp_path / "ISIC_2019_Training_Input" / "ISIC_0000000.jpg", quality=100)
+    middle = read_isic(tmp_path, tmp_path, size=20).train.images[0]
+    assert middle[:, :, 1:-1].min() > 190
+
+
+def test_isic_without_an_image_is_refused(tmp_path: Path) -> None:
+    """A missing JPEG, and a row with no class or two, are named."""
+    _isic(tmp_path)
+    truth = tmp_path / "ISIC_2019_Training_GroundTruth.csv"
+    (tmp_path / "ISIC_2019_Training_Input" / "ISIC_0000004.jpg").unlink()
+    with pytest.raises(DataError, match=r"ISIC_0000004\.jpg and 0 more"):
+        read_isic(tmp_path, tmp_path, size=8)
+    whole = truth.read_text()
+    truth.write_text(whole.replace("ISIC_0000002,0.0,0.0,1.0", "ISIC_0000002,1.0,0.0,1.0"))
+    with pytest.raises(DataError, match=r"ISIC_0000002.*MEL.*BCC.*exactly one"):
+        read_isic(tmp_path, tmp_path, size=8)
+    truth.write_text(whole.splitlines()[0])
+    with pytest.raises(DataError, match="has no rows"):
+        read_isic(tmp_path, tmp_path, size=8)
