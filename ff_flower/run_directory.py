@@ -43,6 +43,12 @@ def cache_root(spec: RunSpec) -> Path:
     return output_root(spec) / "cache"
 
 
+def run_path(spec: RunSpec) -> Path:
+    """Return the run directory that belongs to ``spec``, whether or not it exists."""
+    data = re.sub(r"[^A-Za-z0-9]+", "-", Path(spec.data.name.partition(":")[2] or spec.data.name).stem)
+    return output_root(spec) / f"{data}-{spec.method}-{spec.partition.kind}-seed{spec.seed}-{spec.digest()[:10]}"
+
+
 class RunDirectory:
     """The folder of one spec's results; opening it again finds what is done.
 
@@ -61,14 +67,12 @@ class RunDirectory:
     @classmethod
     def open(cls, spec: RunSpec) -> "RunDirectory":
         """Open the folder that belongs to ``spec``, write spec and environment, and point ``latest`` to it."""
-        root = output_root(spec)
-        data = re.sub(r"[^A-Za-z0-9]+", "-", Path(spec.data.name.partition(":")[2] or spec.data.name).stem)
-        name = f"{data}-{spec.method}-{spec.partition.kind}-seed{spec.seed}-{spec.digest()[:10]}"
+        path, root = run_path(spec), output_root(spec)
         try:
-            directory = cls(root / name)
+            directory = cls(path)
             directory.write_json("spec.json", {"format_version": FORMAT_VERSION, "digest": spec.digest(), **spec.flat()})
             directory.write_json("environment.json", describe_environment())
-            _point(root / "latest", name)
+            _point(root / "latest", path.name)
         except OSError as error:
             raise RunError(f"{root}: cannot be written ({error}); set out or FF_RUNS to a folder that can") from error
         return directory
