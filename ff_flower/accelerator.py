@@ -2,13 +2,15 @@
 
 import logging
 import os
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
 
 from .config import RunSpec
 from .errors import ConfigError
+
+Network = TypeVar("Network", bound=nn.Module)
 
 logger = logging.getLogger("flwr")
 
@@ -54,11 +56,10 @@ def low_precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=native)
 
 
-def place(network: nn.Module, device: torch.device) -> nn.Module:
+def place(network: Network, device: torch.device) -> Network:
     """Move ``network`` to ``device``, channels last on a GPU, where convolutions are fastest in that layout."""
-    if device.type == "cuda":
-        return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-    return network.to(device)
+    layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
+    return network.to(device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
 def accelerate(network: nn.Module, device: torch.device) -> nn.Module:

@@ -165,9 +165,9 @@ def train(
         nesterov=spec.momentum > 0,
         fused=True,
     )
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, schedule.learning_rate, schedule.steps + 1, cycle_momentum=False)
-    if not schedule.one_cycle:
-        rate = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)  # type: ignore[assignment]
+    rate: torch.optim.lr_scheduler.LRScheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    if schedule.one_cycle:
+        rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, schedule.learning_rate, schedule.steps + 1, cycle_momentum=False)
     random = generator(seed, "augment", device=device)
     chosen = AUGMENTATIONS[policy if spec.augment else "none"]
     for index in batches(len(images), schedule, seed, weights):

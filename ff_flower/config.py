@@ -85,19 +85,24 @@ class EDMSpec(Spec):
     Attributes
     ----------
     channels, depth : int
-        Width of the U-Net's first level (multiple of 8) and residual blocks per level.
+        Width of the U-Net's upper level (multiple of 8) and residual blocks before the lower one.
     patch : int
         Side of the pixel blocks folded into channels before the first convolution.
+    rank : int
+        Directions of the Gaussian that the network corrects; 0 is EDM's own preconditioning, independent pixels.
+    symmetry : str
+        Under what the class's images may be turned without becoming improbable: ``none``, ``mirror`` (left and right), or
+        ``dihedral`` (all eight symmetries of the square, as for cells).
     steps, batch_size : int
         Optimizer steps and images per step.
     learning_rate : float
         Peak of the AdamW learning rate.
     ema : float
-        Length of the weights' exponential moving average as a share of the steps so far.
+        The moving average of the weights takes in a share 1 / (1 + ema t) of them at step t: it looks back over ema t steps.
     p_mean, p_std : float
-        Mean and standard deviation of ln(sigma) in training (EDM, table 1).
+        Mean and standard deviation of ln(sigma) in training (EDM, table 1), sigma in units of the class's deviation.
     sigma_min, sigma_max, rho : float
-        Ends and curvature of the sampling schedule (EDM, equation 5).
+        Ends and curvature of the sampling schedule (EDM, equation 5), in the same units.
     sampling_steps : int
         Heun steps; each but the last costs two network evaluations.
     """
@@ -105,14 +110,16 @@ class EDMSpec(Spec):
     channels: int = Field(default=32, ge=8, le=512, multiple_of=8)
     depth: int = Field(default=1, ge=1, le=8)
     patch: Literal[1, 2, 4] = 1
+    rank: int = Field(default=32, ge=0, le=1024)
+    symmetry: Literal["none", "mirror", "dihedral"] = "none"
     steps: Count = 300
-    batch_size: Count = 128
+    batch_size: Count = 64
     learning_rate: Positive = 2e-3
     ema: Fraction = 0.1
-    p_mean: float = Field(default=-1.2, ge=-10, le=10)
-    p_std: Positive = 1.2
-    sigma_min: Positive = 0.02
-    sigma_max: Positive = 80.0
+    p_mean: float = Field(default=-0.4, ge=-10, le=10)
+    p_std: Positive = 1.4
+    sigma_min: Positive = 0.05
+    sigma_max: Positive = 20.0
     rho: Positive = 7.0
     sampling_steps: Count = 12
 

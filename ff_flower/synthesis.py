@@ -6,9 +6,11 @@ owner's modules all other samples stay as they were.
 """
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,9 @@ class SyntheticDataset:
 def allocate(modules: Sequence[RegisteredModule], samples_per_class: int) -> tuple[Share, ...]:
     """Share ``samples_per_class`` samples of each class among its modules by their number of examples.
 
-    Largest remainders take what rounding leaves, the first in registry order winning ties.
+    By Sainte-Laguë's method: module i takes its k-th sample at time (2k - 1) / num_examples_i, the first in registry order
+    winning ties, until the quota is reached. So no count falls when the quota grows or when another owner leaves, which
+    largest remainders do not guarantee (the Alabama paradox).
 
     Parameters
     ----------
@@ -82,15 +86,16 @@ def allocate(modules: Sequence[RegisteredModule], samples_per_class: int) -> tup
         owners[module.manifest.label].append(module)
     counts: dict[str, int] = {}
     for group in owners.values():
-        total = sum(module.manifest.num_examples for module in group)
-        exact = [samples_per_class * module.manifest.num_examples / total for module in group]
-        whole = [int(share) for share in exact]
-        by_remainder = sorted(range(len(group)), key=lambda i: (whole[i] - exact[i], i))
-        for i in by_remainder[: samples_per_class - sum(whole)]:
-            whole[i] += 1
-        counts |= {module.module_id: count for module, count in zip(group, whole, strict=True)}
+        turns = heapq.merge(*(_turns(position, module.manifest.num_examples) for position, module in enumerate(group)))
+        taken = Counter(position for _, position in islice(turns, samples_per_class))
+        counts |= {module.module_id: taken[position] for position, module in enumerate(group)}
     shares = (Share(module.module_id, module.manifest.label, counts[module.module_id]) for module in modules)
     return tuple(share for share in shares if share.count)
+
+
+def _turns(position: int, num_examples: int) -> Iterator[tuple[float, int]]:
+    """Yield when the module at ``position`` takes its samples, one after the other without end."""
+    return ((odd / num_examples, position) for odd in count(1, 2))
 
 
 class SampleCache:

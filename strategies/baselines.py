@@ -42,21 +42,21 @@ def run_local(grid: Grid, splits: Splits, outcome: Outcome, device: torch.device
     nodes = wait_for_nodes(grid, spec.num_clients)
     content = request_records(spec, range(spec.num_clients))
     messages = [Message(content, dst_node_id=node, message_type="evaluate.local") for node in nodes]
-    contents, failures = in_partition_order(grid.send_and_receive(messages, timeout=spec.timeout), nodes)
-    scores, work = [], []
+    contents, failures = in_partition_order(grid.send_and_receive(messages, timeout=spec.timeout), nodes, spec.num_clients)
+    scores, work = {}, []
     for partition, reply in contents.items():
         try:
             answer, _ = read_answer(reply)
         except VerificationError as error:
             failures.append(Failure(partition, str(error)))
             continue
-        scores.append(ClassificationMetrics.from_dict(answer.metrics))
+        scores[partition] = ClassificationMetrics.from_dict(answer.metrics)
         work.append(answer.training)
-    outcome.missing = missing_nodes(failures, contents, spec.num_clients) if failures else []
+    outcome.missing = missing_nodes(failures, scores, spec.num_clients)
     if not scores:
-        raise RunError(f"no node answered: {failures[0].reason if failures else 'no reason'}")
+        raise RunError(f"no node answered: {outcome.missing[0].reason}")
     outcome.seconds["training"] = busy_seconds(work)
-    outcome.record("local", mean_metrics(scores))
+    outcome.record("local", mean_metrics(list(scores.values())))
 
 
 def run_centralized(grid: Grid, splits: Splits, outcome: Outcome, device: torch.device) -> None:

@@ -1,7 +1,7 @@
 """The FederatedFactory strategy: one round that collects module files and broadcasts the full set."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import Strategy
 from ff_flower.config import RunSpec
 from ff_flower.data import DatasetInfo
 from ff_flower.errors import ConfigError, ModuleError, RunError, VerificationError
-from ff_flower.messages import count_bytes, file_record, read_answer, read_fit_reply, request_records
+from ff_flower.messages import count_bytes, file_record, read_answer, read_fit_reply, read_tensors, request_records
 from ff_flower.metrics import Ledger
 from ff_flower.registry import Expectation, ModuleRegistry, RegisteredModule
 from ff_flower.reports import Answer, FitReport
@@ -22,6 +22,8 @@ from ff_flower.synthesis import load_module
 from .nodes import Failure, in_partition_order, missing_nodes, wait_for_nodes
 
 logger = logging.getLogger("flwr")
+
+CARRIED = {"poe": "weights", "logits": "logits"}  # the file that a node's answer brings for each part of the consensus
 
 
 class FederatedFactory(Strategy):
@@ -49,6 +51,7 @@ class FederatedFactory(Strategy):
         self.missing: list[Failure] = []
         self.refused: list[dict[str, object]] = []
         self._node_ids: dict[int, int] = {}
+        self._failures: list[Failure] = []
         self._asked: list[int] = []
 
     def summary(self) -> None:
@@ -80,17 +83,19 @@ class FederatedFactory(Strategy):
             With fewer than ``min_modules`` modules or ``min_classes`` classes.
         """
         replies = list(replies)
-        contents, failures = in_partition_order(replies, self._asked)
+        contents, failures = in_partition_order(replies, self._asked, self.spec.num_clients)
         self._node_ids = {
             p: m.metadata.src_node_id for m in replies if m.has_content() for p, c in contents.items() if c is m.content
         }
         for partition, content in contents.items():
             if partition not in self.reports:
                 failures += self._receive(partition, content)
+        self._failures = failures
         self.missing = missing_nodes(failures, self.reports, self.spec.num_clients)
         for failure in self.missing:
             logger.warning("fit: node %d is missing: %s", failure.partition, failure.reason)
         self._withdraw_unreported()
+        self.ledger.write(self.directory.path / "ledger.jsonl")
         self._check_enough()
         return None, None
 
@@ -112,16 +117,20 @@ class FederatedFactory(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Keep the nodes' answers, with their logits and classifiers."""
-        contents, failures = in_partition_order(replies, self._asked)
+        partitions = {node: partition for partition, node in self._node_ids.items()}
+        contents, failures = in_partition_order(replies, self._asked, self.spec.num_clients, partitions)
         for partition, content in contents.items():
             try:
                 self._keep_answer(partition, content)
             except VerificationError as error:
                 failures.append(Failure(partition, str(error)))
         if self.spec.synthesis.site == "client":
-            self.missing = missing_nodes(failures, self.answers, self.spec.num_clients) if failures else self.missing
-            for failure in failures:
-                logger.warning("answers: %s", failure.reason)
+            known = {*self.answers, *(failure.partition for failure in self.missing)}
+            silent = missing_nodes([*self._failures, *failures], known, self.spec.num_clients)
+            self.missing = sorted(self.missing + silent, key=lambda failure: failure.partition)
+            for failure in silent:
+                logger.warning("answers: node %d is missing: %s", failure.partition, failure.reason)
+        self.ledger.write(self.directory.path / "ledger.jsonl")
         return None
 
     def modules_digest(self) -> str:
@@ -213,8 +222,7 @@ class FederatedFactory(Strategy):
 
     def _keep_answer(self, partition: int, content: RecordDict) -> None:
         answer, files = read_answer(content)
-        if answer.partition != partition:
-            raise VerificationError("report", f"an answer of partition {answer.partition} came from {partition}")
+        self._check_answer(partition, answer, files)
         paths = [self.directory.write(f"nodes/{partition}/answer.json", answer.to_json().encode())]
         for name, data in files.items():
             self.ledger.add("up", name, len(data), partition)
@@ -222,6 +230,18 @@ class FederatedFactory(Strategy):
         self.answers[partition] = answer
         seconds = answer.training.ended - answer.synthesis.began
         self.directory.finish(f"answer-{partition}", self.answer_inputs(partition), paths, seconds)
+
+    def _check_answer(self, partition: int, answer: Answer, files: Mapping[str, bytes]) -> None:
+        """Refuse an answer of another node, of another number of classes, or with other files than the consensus asks for."""
+        wanted = sorted(CARRIED[part] for part in self.spec.consensus.split(",") if part in CARRIED)
+        if (answer.partition, sorted(files)) != (partition, wanted):
+            found = f"an answer of partition {answer.partition} with files {sorted(files)} came from {partition}"
+            raise VerificationError("report", f"{found}; asked for were {wanted}")
+        if len(answer.metrics["per_class_recall"]) != len(self.info.classes):
+            recalls = len(answer.metrics["per_class_recall"])
+            raise VerificationError("report", f"an answer with {recalls} recalls; there are {len(self.info.classes)} classes")
+        for data in files.values():
+            read_tensors(data)
 
     def declined(self) -> list[dict[str, object]]:
         """Return the classes that nodes fitted no module for, with their reasons."""

@@ -3,7 +3,8 @@
 import logging
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message, MetricRecord, RecordDict
@@ -14,6 +15,7 @@ from ff_flower.errors import RunError
 logger = logging.getLogger("flwr")
 
 REGISTRATION_SECONDS = 60.0
+STANDSTILL_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -32,17 +34,33 @@ class Failure:
     reason: str
 
 
-def wait_for_nodes(grid: Grid, expected: int, seconds: float = REGISTRATION_SECONDS) -> list[int]:
+def wait_for_nodes(
+    grid: Grid, expected: int, seconds: float = REGISTRATION_SECONDS, standstill: float = STANDSTILL_SECONDS
+) -> list[int]:
     """Return the ids of exactly ``expected`` nodes, in ascending order.
+
+    Parameters
+    ----------
+    grid : Grid
+        Where nodes register.
+    expected : int
+        How many there must be.
+    seconds : float
+        Longest wait for all of them.
+    standstill : float
+        Longest wait for the next one after the first: a simulation has then registered all that it ever will.
 
     Raises
     ------
     RunError
-        When after ``seconds`` there are fewer, or when there are more.
+        When there are fewer after the wait, or more.
     """
-    end = time.monotonic() + seconds
-    while len(ids := list(grid.get_node_ids())) < expected and time.monotonic() < end and not _stalled(len(ids), end):
+    began = changed = time.monotonic()
+    ids = list(grid.get_node_ids())
+    while len(ids) < expected and (now := time.monotonic()) < began + seconds and not (ids and now > changed + standstill):
         time.sleep(0.1)
+        before, ids = len(ids), list(grid.get_node_ids())
+        changed = changed if len(ids) == before else time.monotonic()
     if len(ids) != expected:
         raise RunError(
             f"{len(ids)} SuperNodes are connected, num-clients is {expected}: the two must be equal; in a simulation add "
@@ -51,7 +69,9 @@ def wait_for_nodes(grid: Grid, expected: int, seconds: float = REGISTRATION_SECO
     return sorted(ids)
 
 
-def in_partition_order(replies: Iterable[Message], asked: Sequence[int]) -> tuple[dict[int, RecordDict], list[Failure]]:
+def in_partition_order(
+    replies: Iterable[Message], asked: Sequence[int], num_clients: int, partitions: Mapping[int, int] | None = None
+) -> tuple[dict[int, RecordDict], list[Failure]]:
     """Sort replies by partition, and name the nodes that gave none.
 
     Parameters
@@ -60,36 +80,45 @@ def in_partition_order(replies: Iterable[Message], asked: Sequence[int]) -> tupl
         In any order.
     asked : sequence of int
         Node ids that were asked.
+    num_clients : int
+        Number of partitions; a reply must come from one of 0 to ``num_clients - 1``.
+    partitions : mapping from int to int, optional
+        Partition by node id, where the server knows it, to say whose a failure is.
 
     Returns
     -------
     tuple of dict and list
-        Contents by partition, ascending; failures, one per error reply, second claim of a partition, or silent node.
+        Contents by partition, ascending; failures, one per error reply, doubtful claim of a partition, or silent node. Nothing
+        is taken from a partition that two nodes claim, since node ids do not tell whose it is.
     """
-    contents: dict[int, RecordDict] = {}
-    failures = []
-    answered = set()
-    for message in sorted(replies, key=lambda m: m.metadata.src_node_id):
-        answered.add(message.metadata.src_node_id)
+    known = partitions or {}
+    claims: dict[int, list[RecordDict]] = defaultdict(list)
+    failures, silent = [], set(asked)
+    for message in replies:
+        node = message.metadata.src_node_id
+        silent.discard(node)
         if message.has_error():
-            failures.append(Failure(-1, last_line(message.error.reason or "")))
+            failures.append(Failure(known.get(node, -1), last_line(message.error.reason or "")))
             continue
         partition = message.content.metric_records.get("metrics", MetricRecord()).get("partition-id")
-        if not isinstance(partition, int) or partition in contents:
-            failures.append(Failure(-1, f"reply with partition-id {partition!r}, which is missing or taken"))
-            continue
-        contents[partition] = message.content
-    failures += [Failure(-1, "no reply in time")] * len(set(asked) - answered)
-    return dict(sorted(contents.items())), failures
+        if isinstance(partition, int) and 0 <= partition < num_clients:
+            claims[partition].append(message.content)
+        else:
+            failures.append(Failure(known.get(node, -1), f"partition-id {partition!r}: it must be 0 to {num_clients - 1}"))
+    for partition, several in claims.items():
+        if len(several) > 1:
+            reason = f"partition-id {partition} is claimed by {len(several)} nodes: give every SuperNode its own"
+            failures += [Failure(partition, reason), *[Failure(-1, reason)] * (len(several) - 1)]
+    failures += [Failure(known.get(node, -1), "no reply in time") for node in silent]
+    contents = {partition: several[0] for partition, several in sorted(claims.items()) if len(several) == 1}
+    return contents, sorted(failures, key=lambda failure: (failure.partition, failure.reason))
 
 
 def missing_nodes(failures: Sequence[Failure], present: Iterable[int], num_clients: int) -> list[Failure]:
-    """Give the failures the partitions that are not ``present``, where one failure is left for one partition."""
-    absent = sorted(set(range(num_clients)) - set(present))
-    if len(absent) == len(failures) == 1:
-        return [Failure(absent[0], failures[0].reason)]
-    reasons = sorted({failure.reason for failure in failures}) or ["no reply"]
-    return [Failure(partition, "; ".join(reasons)) for partition in absent]
+    """Return a failure for every partition that is not ``present``: its own, else the reasons that have no partition."""
+    own = {failure.partition: failure.reason for failure in failures if failure.partition >= 0}
+    others = "; ".join(sorted({failure.reason for failure in failures if failure.partition < 0})) or "no reply"
+    return [Failure(partition, own.get(partition, others)) for partition in sorted(set(range(num_clients)) - set(present))]
 
 
 def last_line(reason: str) -> str:
@@ -97,8 +126,3 @@ def last_line(reason: str) -> str:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", reason)
     lines = [line.strip() for line in plain.splitlines() if line.strip()]
     return lines[-1].removesuffix("'>") if lines else "no reason given"
-
-
-def _stalled(found: int, end: float) -> bool:
-    """Tell whether a simulation has registered all the nodes it ever will: the number stood still for ten seconds."""
-    return found > 0 and time.monotonic() > end - REGISTRATION_SECONDS + 10

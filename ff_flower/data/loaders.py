@@ -101,8 +101,8 @@ def read_torchvision(name: str, root: Path, download: bool) -> Source:
             train, test = (kind(str(root), train=part, download=download) for part in (True, False))
     except (RuntimeError, OSError) as error:
         raise DataError(
-            f"{name} is not under {root} ({error}); torchvision's files, {local.name} or a permitted download are needed; "
-            "put one there or allow data.download where there is a network"
+            f"{name} is not under {root} and was not downloaded; torchvision's files or {local.name} are needed; put them "
+            "there, or allow data.download where there is a network"
         ) from error
     parts = [ImageSet(_channels_first(np.asarray(part.data)), torch.as_tensor(part.targets).long()) for part in (train, test)]
     return Source(parts[0], empty_like(parts[0]), parts[1])
@@ -118,9 +118,10 @@ def _download_medmnist(name: str, path: Path, size: int) -> None:
                 kind(split="test", root=folder, download=True, size=size)
                 Path(folder, path.name).replace(path)
     except (RuntimeError, OSError) as error:
+        page = medmnist.INFO[name]["url"].split("/files")[0]
+        resized = "" if size == 28 else f", or resize the small images of {name}.npz with data.download = false"
         raise DataError(
-            f"{path} does not exist and could not be downloaded ({type(error).__name__}); a local copy or a network is "
-            f"needed; get it from {medmnist.INFO[name]['url'].split('/files')[0]}, or resize {name}.npz: data.download = false"
+            f"{path} does not exist and was not downloaded; a local copy or a network is needed; get it from {page}{resized}"
         ) from error
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import ModuleSpec, Scalar, unknown_name
+from ..config import ModuleSpec, Scalar, from_run_config, unknown_name
 from ..errors import ModuleError
 from .base import BLOCK, GenerativeModule
 from .edm import EDMModule
@@ -40,7 +40,8 @@ def restore_module(
     """
     if kind not in KINDS:
         raise ModuleError(unknown_name("module kind", kind, list(KINDS)))
-    spec = ModuleSpec.model_validate({"kind": kind, kind.replace("_", "-"): dict(settings)}).of_kind()
+    table = f"module.{kind.replace('_', '-')}"
+    spec = from_run_config({"module.kind": kind} | {f"{table}.{key}": value for key, value in settings.items()}).module.of_kind()
     return KINDS[kind].restore(spec, image_shape, state, device)
 
 

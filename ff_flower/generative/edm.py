@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Self
 
@@ -12,49 +12,52 @@ from torch import Tensor, nn
 
 from ..accelerator import accelerate, low_precision, place
 from ..config import EDMSpec
-from ..data.transforms import to_unit
+from ..data.transforms import AugmentationPolicy, augment, to_unit
 from ..seeding import derive_seed, generator, seeded
 from .base import GenerativeModule, Progress, check_state, not_fitted
+from .gaussian_prior import GaussianPrior
 from .unet import UNet
 
 
 class Denoiser(nn.Module):
-    """D(x; sigma), the estimate of the clean image (EDM, equation 7), around a raw network F.
+    """D(x; sigma), the estimate of the clean image, as a Gaussian's posterior mean plus a network's correction.
+
+    D(x; sigma) = G(x; sigma) + c_out(sigma) F([c_in x, G(x; sigma)]; c_noise), which is EDM's equation 7 with the class's own
+    Gaussian in the place of independent pixels (see `GaussianPrior`). Images are standardized: zero mean, unit variance.
 
     Parameters
     ----------
     network : Module
-        F(x, level), with x of unit variance.
-    sigma_data : float
-        Standard deviation of the clean pixels.
+        F(images, level); zero at the beginning, when D is the best denoiser of the Gaussian.
+    prior : GaussianPrior
+        G and its error c_out.
     """
 
-    sigma_data: Tensor
-
-    def __init__(self, network: nn.Module, sigma_data: float) -> None:
+    def __init__(self, network: nn.Module, prior: GaussianPrior) -> None:
         super().__init__()
-        self.network = network
-        self.register_buffer("sigma_data", torch.tensor(sigma_data))
-
-    def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return c_skip, c_out, c_in and c_noise (EDM, table 1), each shaped like ``sigma``."""
-        total = sigma.square() + self.sigma_data.square()
-        c_skip = self.sigma_data.square() / total
-        c_out = sigma * self.sigma_data / total.sqrt()
-        return c_skip, c_out, total.rsqrt(), sigma.log() / 4
+        self.network, self.prior = network, prior
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Denoise (b, C, H, W) images at noise levels (b,)."""
-        c_skip, c_out, c_in, c_noise = self.coefficients(sigma[:, None, None, None])
-        denoised: Tensor = c_skip * x + c_out * self.network(c_in * x, c_noise.flatten()).float()
+        first = self.prior(x, sigma)
+        denoised: Tensor = first + self._per_image(self.prior.error(sigma)) * self._correction(x, sigma, first)
         return denoised
 
     def loss(self, clean: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
         """Return the mean of lambda(sigma) |D(y + n; sigma) - y|^2 with lambda = 1 / c_out^2 (EDM, equation 8)."""
-        c_skip, c_out, c_in, c_noise = self.coefficients(sigma[:, None, None, None])
-        noisy = clean + sigma[:, None, None, None] * noise
-        target = (clean - c_skip * noisy) / c_out
-        return F.mse_loss(self.network(c_in * noisy, c_noise.flatten()).float(), target)
+        noisy = clean + self._per_image(sigma) * noise
+        first = self.prior(noisy, sigma)
+        target = (clean - first) / self._per_image(self.prior.error(sigma))
+        return F.mse_loss(self._correction(noisy, sigma, first), target)
+
+    def _correction(self, x: Tensor, sigma: Tensor, first: Tensor) -> Tensor:
+        c_in = self._per_image((sigma.square() + 1).rsqrt())
+        raw: Tensor = self.network(torch.cat([c_in * x, first], dim=1), sigma.log() / 4)
+        return raw.float()
+
+    @staticmethod
+    def _per_image(values: Tensor) -> Tensor:
+        return values[:, None, None, None]
 
 
 def sigma_schedule(steps: int, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
@@ -86,14 +89,14 @@ def heun(denoiser: nn.Module, x: Tensor, sigmas: list[float]) -> Tensor:
 
 
 class EDMModule(GenerativeModule[EDMSpec]):
-    """A compact U-Net denoiser, its EMA weights, and the Heun sampler."""
+    """A compact U-Net that corrects the class's Gaussian denoiser, its EMA weights, and the Heun sampler."""
 
     kind = "edm"
 
     def __init__(self, spec: EDMSpec, image_shape: tuple[int, int, int], device: torch.device | str = "cpu") -> None:
         super().__init__(spec, image_shape, device)
         self.batch_blocks = 8 if self.device.type == "cuda" else 1
-        self._denoiser: Denoiser | None = None
+        self._network: _Standardized | None = None
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -101,40 +104,48 @@ class EDMModule(GenerativeModule[EDMSpec]):
         return self.image_shape
 
     def state(self) -> dict[str, Tensor]:
-        """Return the EMA weights and ``sigma_data``."""
-        if self._denoiser is None:
+        """Return the EMA weights, the prior, and the standardization."""
+        if self._network is None:
             raise not_fitted(self.kind)
-        return dict(self._denoiser.state_dict())
+        return dict(self._network.state_dict())
 
     @classmethod
     def restore(
         cls, spec: EDMSpec, image_shape: tuple[int, int, int], state: Mapping[str, Tensor], device: torch.device | str = "cpu"
     ) -> Self:
-        """Build a fitted module from EMA weights."""
+        """Build a fitted module from its tensors; the prior may have fewer directions than ``spec.rank``."""
         module = cls(spec, image_shape, device)
+        rank = min(len(state.get("denoiser.prior.deviations", ())), spec.rank)
         with torch.device("meta"):
-            empty = module._build(1.0)
+            empty = module._build(GaussianPrior.isotropic(math.prod(image_shape), rank))
         check_state(state, {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}, cls.kind)
-        denoiser = module._build(1.0)
-        denoiser.load_state_dict(dict(state))
-        module._denoiser = place(denoiser.eval(), module.device)  # type: ignore[assignment]
+        network = module._build(GaussianPrior.isotropic(math.prod(image_shape), rank))
+        network.load_state_dict(dict(state))
+        module._network = place(network.eval(), module.device)
         return module
 
-    def _build(self, sigma_data: float) -> Denoiser:
-        return Denoiser(UNet(self.image_shape, self.spec.channels, self.spec.depth, self.spec.patch), sigma_data)
+    def _build(self, prior: GaussianPrior) -> "_Standardized":
+        spec, channels = self.spec, self.image_shape[0]
+        unet = UNet(2 * channels, channels, spec.channels, spec.depth, spec.patch)
+        return _Standardized(Denoiser(unet, prior), self.image_shape)
 
     def _fit(self, images: Tensor, seed: int, progress: Progress | None) -> None:
-        data = to_unit(images.to(self.device))
-        # Stored at half precision, and so rounded to it here: what was trained is what will be sampled.
-        sigma_data = max(float(data.std(correction=0).half()), 0.05)
-        denoiser = place(seeded(lambda: self._build(sigma_data), derive_seed(seed, "init")), self.device)
-        average = copy.deepcopy(denoiser).eval().requires_grad_(False)
-        self._optimize(denoiser, average, data, generator(seed, "steps", device=self.device), progress)
-        self._denoiser = average  # type: ignore[assignment]
+        data = to_unit(images)
+        rows = torch.cat(list(symmetric_copies(data, self.spec.symmetry))).flatten(1)
+        rows = rows[torch.randperm(len(rows), generator=generator(seed, "rows"))]
+        prior, centre, scale = GaussianPrior.fit(rows, self.spec.rank, seed)
+        network = seeded(lambda: self._build(prior), derive_seed(seed, "init"))
+        network.centre.copy_(centre.reshape(self.image_shape))
+        network.scale.copy_(scale)
+        network = place(network, self.device)
+        average = copy.deepcopy(network).eval().requires_grad_(False)
+        standard = network.standardize(data.to(self.device))
+        self._optimize(network.denoiser, average.denoiser, standard, generator(seed, "steps", device=self.device), progress)
+        self._network = average
         self.images_shown = self.spec.steps * self.spec.batch_size
 
     def _optimize(
-        self, denoiser: nn.Module, average: nn.Module, data: Tensor, random: torch.Generator, progress: Progress | None
+        self, denoiser: Denoiser, average: Denoiser, data: Tensor, random: torch.Generator, progress: Progress | None
     ) -> None:
         """Take AdamW steps on EDM's loss, with warm-up and cosine decay, and follow the weights by a moving average."""
         spec, shape = self.spec, (self.spec.batch_size, *self.image_shape)
@@ -143,12 +154,17 @@ class EDMModule(GenerativeModule[EDMSpec]):
         optimizer = torch.optim.AdamW(weights, lr=spec.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, spec.steps))
         loss_of = accelerate(_Loss(denoiser), self.device)
+        policy = AugmentationPolicy(horizontal_flip=spec.symmetry == "mirror", dihedral=spec.symmetry == "dihedral")
+        strata = torch.arange(spec.batch_size, device=self.device)
         for step in range(1, spec.steps + 1):
             index = torch.randint(len(data), (spec.batch_size,), generator=random, device=self.device)
-            sigma = (torch.randn(len(index), generator=random, device=self.device) * spec.p_std + spec.p_mean).exp()
+            clean = augment(data[index], policy, random)
+            # One noise level in each of as many equally probable strata: the loss varies less than with independent draws.
+            uniform = (strata + torch.rand(len(strata), generator=random, device=self.device)) / len(strata)
+            sigma = (torch.special.ndtri(uniform.clamp(1e-4, 1 - 1e-4)) * spec.p_std + spec.p_mean).exp()
             noise = torch.randn(shape, generator=random, device=self.device)
             with low_precision(self.device):
-                loss = loss_of(data[index], sigma, noise)
+                loss = loss_of(clean, sigma, noise)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(weights, 1.0)
@@ -157,26 +173,51 @@ class EDMModule(GenerativeModule[EDMSpec]):
             with torch.no_grad():
                 torch._foreach_lerp_(averages, weights, 1 / (1 + spec.ema * step))
             if progress is not None and (step % max(1, spec.steps // 4) == 0):
-                progress(step, spec.steps, float(loss))
+                progress(step, spec.steps, float(loss.detach()))
 
     def _generate(self, noise: Tensor) -> Tensor:
-        assert self._denoiser is not None
-        spec = self.spec
+        assert self._network is not None
+        spec, denoiser = self.spec, self._network.denoiser
         sigmas = sigma_schedule(spec.sampling_steps, spec.sigma_min, spec.sigma_max, spec.rho)
         with low_precision(self.device):
-            return heun(self._denoiser, noise * sigmas[0], sigmas)
+            return self._network.images(heun(denoiser, denoiser.prior.noisy(noise, sigmas[0]), sigmas))
+
+
+class _Standardized(nn.Module):
+    """A denoiser of standardized images, with the class's centre and scale: all that a module file holds."""
+
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(self, denoiser: Denoiser, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.register_buffer("centre", torch.zeros(image_shape))
+        self.register_buffer("scale", torch.ones(()))
+
+    def standardize(self, images: Tensor) -> Tensor:
+        return (images - self.centre) / self.scale
+
+    def images(self, standardized: Tensor) -> Tensor:
+        return standardized * self.scale + self.centre
+
+
+def symmetric_copies(images: Tensor, symmetry: str) -> Iterator[Tensor]:
+    """Yield ``images`` (n, C, H, W) under every element of the group that ``symmetry`` names: 1, 2 or 8 times."""
+    sides = [images] if symmetry == "none" else [images, images.flip(-1)]
+    turns = range(4 if symmetry == "dihedral" else 1)
+    yield from (torch.rot90(side, turn, (2, 3)) for side in sides for turn in turns)
 
 
 class _Loss(nn.Module):
     """The denoiser's loss as a module's forward, which is what can be compiled."""
 
-    def __init__(self, denoiser: nn.Module) -> None:
+    def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
         self.denoiser = denoiser
 
     def forward(self, clean: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-        loss: Tensor = self.denoiser.loss(clean, sigma, noise)  # type: ignore[operator]
-        return loss
+        return self.denoiser.loss(clean, sigma, noise)
 
 
 def warmup_cosine(step: int, steps: int, warmup: float = 0.05) -> float:

@@ -50,7 +50,7 @@ class GaussianMixtureModule(GenerativeModule[GaussianMixtureSpec]):
         pixels = image_shape[0] * image_shape[1] * image_shape[2]
         means = state.get("means", torch.empty(0, 0))
         mixtures, components = means.shape if means.ndim == 2 else (0, 0)
-        mixtures, components = min(mixtures, spec.mixtures), min(components, spec.components)
+        mixtures, components = max(1, min(mixtures, spec.mixtures)), max(1, min(components, spec.components))
         check_state(state, _shapes(mixtures, components, pixels), cls.kind)
         module._state = {name: tensor.to(module.device, torch.float32) for name, tensor in state.items()}
         return module

@@ -1,10 +1,12 @@
 """A compact U-Net that looks at an image and a noise level."""
 
-import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+WIDENING = 3
 
 
 class NoiseEmbedding(nn.Module):
@@ -12,47 +14,24 @@ class NoiseEmbedding(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, frequencies: int = 16) -> None:
         super().__init__()
-        self.register_buffer("frequencies", torch.logspace(-1, 2, width // 2), persistent=False)
-        self.perceptron = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, 2 * width), nn.SiLU())
+        self.register_buffer("frequencies", torch.logspace(-0.3, 1.7, frequencies), persistent=False)
+        self.perceptron = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
 
     def forward(self, level: Tensor) -> Tensor:
-        """Map (b,) levels to (b, 2 * width) features."""
+        """Map (b,) levels to (b, width) features."""
         angles = level[:, None] * self.frequencies
-        features: Tensor = self.perceptron(torch.cat([angles.cos(), angles.sin()], dim=1) * math.sqrt(2))
+        features: Tensor = self.perceptron(torch.cat([angles.cos(), angles.sin()], dim=1))
         return features
-
-
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions around a shift and scale by the noise level; begins as the identity (or a 1x1 projection)."""
-
-    def __init__(self, inputs: int, outputs: int, embedding: int) -> None:
-        super().__init__()
-        self.norm_in = nn.GroupNorm(8, inputs)
-        self.conv_in = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.modulation = nn.Linear(embedding, 2 * outputs)
-        self.norm_out = nn.GroupNorm(8, outputs)
-        self.conv_out = nn.Conv2d(outputs, outputs, 3, padding=1)
-        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.modulation.weight)
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Map (b, inputs, h, w) and (b, embedding) to (b, outputs, h, w)."""
-        hidden = self.conv_in(F.silu(self.norm_in(x)))
-        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
-        hidden = torch.addcmul(shift, self.norm_out(hidden), scale + 1)
-        result: Tensor = self.skip(x) + self.conv_out(F.silu(hidden))
-        return result
 
 
 class Attention(nn.Module):
     """Self-attention over all positions; begins as the identity."""
 
-    def __init__(self, channels: int, head_width: int = 32) -> None:
+    def __init__(self, channels: int, heads: int = 4) -> None:
         super().__init__()
-        self.heads = max(1, channels // head_width)
+        self.heads = heads
         self.norm = nn.GroupNorm(8, channels)
         self.queries_keys_values = nn.Conv2d(channels, 3 * channels, 1)
         self.projection = nn.Conv2d(channels, channels, 1)
@@ -67,56 +46,74 @@ class Attention(nn.Module):
         return result
 
 
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around a shift and scale by the noise level, and attention on demand; begins as the identity."""
+
+    def __init__(self, channels: int, embedding: int, attention: bool = False) -> None:
+        super().__init__()
+        self.norm_in = nn.GroupNorm(8, channels)
+        self.conv_in = nn.Conv2d(channels, channels, 3, padding=1)
+        self.modulation = nn.Linear(embedding, 2 * channels)
+        self.norm_out = nn.GroupNorm(8, channels)
+        self.conv_out = nn.Conv2d(channels, channels, 3, padding=1)
+        self.attention = Attention(channels) if attention else nn.Identity()
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.modulation.weight)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Map (b, channels, h, w) and (b, embedding) to (b, channels, h, w)."""
+        hidden = self.conv_in(F.silu(self.norm_in(x)))
+        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        hidden = torch.addcmul(shift, self.norm_out(hidden), scale + 1)
+        result: Tensor = self.attention(x + self.conv_out(F.silu(hidden)))
+        return result
+
+
 class UNet(nn.Module):
     """Two resolutions, attention at the lower, pixels folded ``patch`` by ``patch`` into channels on the way in.
 
     Parameters
     ----------
-    image_shape : tuple of int
-        ``(C, H, W)``; any height and width, zero-padded to a multiple of ``patch``.
+    inputs, outputs : int
+        Channels of the images that come in and go out.
     channels : int
-        Width at the upper resolution, twice that at the lower; a multiple of 8.
+        Width at the upper resolution, three times that at the lower; a multiple of 8.
     depth : int
-        Residual blocks on each way through a resolution.
+        Residual blocks before the lower resolution; twice as many in it, and after it.
     patch : int
         Side of the folded blocks: 2 does the work at half the image's resolution, at about a quarter of the cost.
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], channels: int, depth: int = 1, patch: int = 1) -> None:
+    def __init__(self, inputs: int, outputs: int, channels: int, depth: int = 1, patch: int = 1) -> None:
         super().__init__()
         self.patch = patch
-        self.size = image_shape[1:]
-        pixels = image_shape[0] * patch**2
-        wide, embedding = 2 * channels, 2 * channels
-        self.embed = NoiseEmbedding(channels)
-        self.entry = nn.Conv2d(pixels, channels, 3, padding=1)
-        self.upper_in = nn.ModuleList(ResidualBlock(channels, channels, embedding) for _ in range(depth))
-        self.widen = nn.Conv2d(channels, wide, 1)
-        self.lower = nn.ModuleList(ResidualBlock(wide, wide, embedding) for _ in range(2 * depth))
-        self.attention = Attention(wide)
-        self.narrow = nn.Conv2d(wide, channels, 1)
-        self.upper_out = nn.ModuleList(ResidualBlock(2 * channels, channels, embedding) for _ in range(depth))
+        wide, embedding = WIDENING * channels, 4 * channels
+        self.embed = NoiseEmbedding(embedding)
+        self.entry = nn.Conv2d(inputs * patch**2, channels, 3, padding=1)
+        self.before = nn.ModuleList(ResidualBlock(channels, embedding) for _ in range(depth))
+        self.down = nn.Conv2d(channels, wide, 2, stride=2)
+        self.lower = nn.ModuleList(ResidualBlock(wide, embedding, attention=True) for _ in range(2 * depth))
+        self.up = nn.Conv2d(wide, 4 * channels, 1)
+        self.after = nn.ModuleList(ResidualBlock(channels, embedding) for _ in range(2 * depth))
         self.norm = nn.GroupNorm(8, channels)
-        self.exit = nn.Conv2d(channels, pixels, 3, padding=1)
+        self.exit = nn.Conv2d(channels, outputs * patch**2, 3, padding=1)
         nn.init.zeros_(self.exit.weight)
+        nn.init.zeros_(cast(Tensor, self.exit.bias))
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        """Map images (b, C, H, W) and noise levels (b,) to (b, C, H, W)."""
-        height, width = self.size
-        x = F.pad(x, (0, -width % self.patch, 0, -height % self.patch))
+        """Map images (b, inputs, H, W), of any height and width, and noise levels (b,) to (b, outputs, H, W)."""
+        height, width = x.shape[-2:]
+        multiple = 2 * self.patch
         embedding = self.embed(level)
-        upper = self.entry(F.pixel_unshuffle(x, self.patch))
-        skips = []
-        for block in self.upper_in:
+        padded = F.pad(x, (0, -width % multiple, 0, -height % multiple))
+        upper = self.entry(F.pixel_unshuffle(padded, self.patch))
+        for block in self.before:
             upper = block(upper, embedding)
-            skips.append(upper)
-        lower = self.widen(F.avg_pool2d(upper, 2, ceil_mode=True))
-        half = len(self.lower) // 2
-        for index, block in enumerate(self.lower):
-            lower = self.attention(lower) if index == half else lower
+        lower = self.down(upper)
+        for block in self.lower:
             lower = block(lower, embedding)
-        hidden = F.interpolate(self.narrow(lower), size=upper.shape[-2:], mode="nearest")
-        for block in self.upper_out:
-            hidden = block(torch.cat([hidden, skips.pop()], dim=1), embedding)
-        pixels = F.pixel_shuffle(self.exit(F.silu(self.norm(hidden))), self.patch)
+        upper = upper + F.pixel_shuffle(self.up(lower), 2)
+        for block in self.after:
+            upper = block(upper, embedding)
+        pixels = F.pixel_shuffle(self.exit(F.silu(self.norm(upper))), self.patch)
         return pixels[..., :height, :width]

@@ -1,0 +1,104 @@
+"""The best denoiser of a Gaussian, which the ``edm`` module's network corrects."""
+
+import torch
+from torch import Tensor, nn
+
+from ..seeding import library_seed
+
+ROWS = 8192
+SMALLEST = 1e-2
+
+
+class GaussianPrior(nn.Module):
+    """A Gaussian N(0, U diag(d^2) U^T + f^2 (I - U U^T)) of standardized images, and its posterior mean under noise.
+
+    With no directions and f = 1 the posterior mean is c_skip x and its error c_out of EDM's preconditioning
+    (Karras et al. 2022, table 1, sigma_data = 1): EDM assumes that pixels are independent. A class's own covariance is a
+    far better first guess, which a network can correct from the first step on, and whose failures are smooth.
+
+    Parameters
+    ----------
+    directions : Tensor
+        U^T, (r, D) orthonormal rows.
+    deviations : Tensor
+        d, (r,) standard deviations along the directions.
+    floor : Tensor
+        f, () standard deviation in all others.
+    """
+
+    directions: Tensor
+    deviations: Tensor
+    floor: Tensor
+
+    def __init__(self, directions: Tensor, deviations: Tensor, floor: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("directions", directions)
+        self.register_buffer("deviations", deviations)
+        self.register_buffer("floor", floor)
+
+    @classmethod
+    def isotropic(cls, pixels: int, rank: int = 0) -> "GaussianPrior":
+        """Return the prior of independent pixels of unit variance, with room for ``rank`` directions."""
+        return cls(torch.zeros(rank, pixels), torch.ones(rank), torch.ones(()))
+
+    @classmethod
+    def fit(cls, rows: Tensor, rank: int, seed: int) -> tuple["GaussianPrior", Tensor, Tensor]:
+        """Fit probabilistic principal components (Tipping & Bishop 1999).
+
+        Parameters
+        ----------
+        rows : Tensor
+            (n, D) float32 images.
+        rank : int
+            Largest number of directions; 0 gives the isotropic prior.
+        seed : int
+            Seed of the randomized decomposition.
+
+        Returns
+        -------
+        tuple of GaussianPrior, Tensor, Tensor
+            The prior of (rows - centre) / scale, the centre (D,) and the scale ().  All are rounded to half precision, in
+            which they are stored: what the network is trained on is what will be sampled from.
+        """
+        from sklearn.decomposition import PCA
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+        centre = _rounded(rows.mean(0))
+        scale = _rounded((rows - centre).square().mean().sqrt().clamp_min(0.05))
+        standard = ((rows - centre) / scale)[:ROWS]
+        rank = min(rank, len(standard) - 1, standard.shape[1] - 1)
+        if rank < 1:
+            return cls.isotropic(rows.shape[1]), centre, scale
+        with threadpool_limits(1):
+            pca = PCA(rank, random_state=library_seed(seed, "prior")).fit(standard.numpy())
+        deviations = torch.from_numpy(pca.explained_variance_).float().sqrt().clamp_min(SMALLEST)
+        floor = torch.tensor(float(pca.noise_variance_)).sqrt().clamp_min(SMALLEST)
+        directions = torch.from_numpy(pca.components_).float()
+        return cls(_rounded(directions), _rounded(deviations), _rounded(floor)), centre, scale
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return E[clean | x] for (b, C, H, W) images with noise of standard deviation ``sigma`` (b,)."""
+        flat, noise = x.flatten(1), sigma.square()[:, None]
+        variances, floor = self.deviations.square(), self.floor.square()
+        rest = floor / (floor + noise)
+        gains = variances / (variances + noise) - rest
+        return (rest * flat + (flat @ self.directions.T * gains) @ self.directions).reshape(x.shape)
+
+    def error(self, sigma: Tensor) -> Tensor:
+        """Return the root mean square error per pixel (b,) of the posterior mean, where the data are this Gaussian."""
+        rank, pixels = self.directions.shape
+        noise = sigma.square()[:, None]
+        variances, floor = self.deviations.square(), self.floor.square()
+        along = (variances * noise / (variances + noise)).sum(1)
+        return ((along + (pixels - rank) * (floor * noise / (floor + noise)).squeeze(1)) / pixels).sqrt()
+
+    def noisy(self, noise: Tensor, sigma: float) -> Tensor:
+        """Turn standard normal (b, C, H, W) numbers into draws of clean images plus noise of deviation ``sigma``."""
+        flat = noise.flatten(1)
+        rest = (self.floor.square() + sigma**2).sqrt()
+        gains = (self.deviations.square() + sigma**2).sqrt() - rest
+        return (rest * flat + (flat @ self.directions.T * gains) @ self.directions).reshape(noise.shape)
+
+
+def _rounded(tensor: Tensor) -> Tensor:
+    return tensor.half().float()

@@ -1,0 +1,54 @@
+"""The main job as a user starts it, in real Flower on real images."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sims.run import FAILED
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = {
+    "num-clients": 2,
+    "partition.classes-per-node": 5,
+    "synthesis.samples-per-class": 20,
+    "classifier.width": 8,
+    "classifier.steps": 5,
+    "distillation.steps": 5,
+    "server-threads": 1,
+}
+
+pytestmark = pytest.mark.slow
+
+
+def main_job(runs: Path, **settings) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m sims.run --preset tiny`` with small settings, changed by ``settings``."""
+    changed = SMALL | {key.replace("_", "."): value for key, value in settings.items()}
+    options = [part for key, value in changed.items() for part in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "sims.run", "--preset", "tiny", *options]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | {"FF_RUNS": str(runs)}, capture_output=True, text=True, timeout=300)
+
+
+def test_the_main_job_ends_with_its_table(tmp_path):
+    """A run on the digits exits with 0, prints every consensus and the run directory, and leaves what it says there."""
+    done = main_job(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    directory = Path(done.stdout.strip().rpartition("run directory: ")[2])
+    assert directory == (tmp_path / "latest").resolve()
+    metrics = json.loads((directory / "metrics.json").read_text())
+    assert set(metrics["results"]) == {"server", "client_mean", "product_of_experts", "student"}
+    assert all(name in done.stdout for name in metrics["results"])
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_failed_job_says_why_once(tmp_path):
+    """A run that cannot be done exits with 1, gives the app's own message once and no traceback, and keeps Flower's log."""
+    done = main_job(tmp_path, data_name="digitz")
+    assert done.returncode == FAILED, done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    assert said.count("unknown data set 'digitz'") == 1
+    assert "Traceback" not in said
+    assert "Traceback" in (tmp_path / "failed.log").read_text()

@@ -1,0 +1,160 @@
+"""Tables of runs: every number is in its unit, nothing missing is silent."""
+
+import json
+import math
+from statistics import fmean, stdev
+
+import pytest
+
+from ff_flower.errors import DataError
+from sims.report import TextTable, gaps, load_metrics, run_tables, show, summarize
+
+RECALL = {"accuracy": 0.5, "auroc": None, "macro_f1": 1 / 3, "per_class_recall": [1.0, 0.0]}
+
+
+def metrics(seed: int = 0, accuracy: float = 0.9, **changes) -> dict:
+    """Return a small metrics.json."""
+    return {
+        "method": "federated-factory",
+        "dataset": "digits",
+        "partition": "pathological",
+        "seed": seed,
+        "classes": ["no", "yes"],
+        "results": {
+            "client_mean": {
+                "accuracy": accuracy,
+                "accuracy_std": 0.01,
+                "auroc": 0.99,
+                "macro_f1": 0.8,
+                "bytes": {"up": 2e6, "down": 0},
+            },
+            "server": {**RECALL, "bytes": {"up": 1_500_000, "down": 0}},
+        },
+        "seconds": {"total": 12.0 + seed, "fit": 3.25},
+        "bytes": {"up": 2_000_000, "down": 5_000_000, "modules-up": 1_500_000},
+        "rounds": 1,
+        "missing": [],
+        "quarantined": [],
+        "declined": [],
+        "notes": [],
+        **changes,
+    }
+
+
+def table(tables: list[TextTable], title: str) -> TextTable:
+    """Return the table whose title begins so."""
+    return next(one for one in tables if one.title.startswith(title))
+
+
+def test_results_are_percent_and_megabytes():
+    """A row holds percentages and 10^6 bytes in the protocol's order of results, and a dash for what is not defined."""
+    assert table(run_tables(metrics()), "federated-factory on digits").rows == (
+        ("server", "50.00", "-", "33.33", "1.500", "0.000"),
+        ("client_mean", "90.00 ± 1.00", "99.00", "80.00", "2.000", "0.000"),
+    )
+
+
+def test_recall_has_one_row_per_class():
+    """The recall table has the classes as rows, and as columns the results that have a recall."""
+    recall = table(run_tables(metrics()), "Recall")
+    assert recall.header == ("class", "server")
+    assert recall.rows == (("no", "100.00"), ("yes", "0.00"))
+
+
+def test_totals_stand_last():
+    """Total seconds stand below the stages, up and down below the payloads."""
+    tables = run_tables(metrics())
+    assert table(tables, "Time").rows == (("fit", "3.2"), ("total", "12.0"))
+    assert [row[0] for row in table(tables, "Traffic").rows] == ["modules-up", "up", "down"]
+
+
+def test_the_best_round_is_named():
+    """A result that belongs to a round says which."""
+    results = {"best_round": RECALL | {"round": 7}}
+    assert run_tables(metrics(results=results))[0].rows[0][0] == "best_round (round 7)"
+
+
+def test_a_whole_run_has_no_gaps():
+    """Without missing nodes and refused modules there is no gap and no such table, declined classes apart."""
+    assert gaps(metrics()) == []
+    assert not any(one.title == "What is missing" for one in run_tables(metrics()))
+    declined = metrics(declined=[{"partition": 2, "label": 1, "reason": "4 images; 10 needed"}])
+    assert gaps(declined) == []
+    assert table(run_tables(declined), "What is missing").rows == (("node 2 has no module for label 1: 4 images; 10 needed",),)
+
+
+def test_gaps_are_named():
+    """Each missing node and each quarantined module is a sentence with its reason."""
+    holes = metrics(
+        missing=[{"partition": 3, "reason": "no reply in time"}],
+        quarantined=[{"partition": 4, "rule": "finite-weights", "detail": "nan in conv"}],
+    )
+    assert gaps(holes) == [
+        "node 3 is missing: no reply in time",
+        "a module of node 4 is quarantined: finite-weights: nan in conv",
+    ]
+
+
+def test_summary_is_mean_and_sample_deviation():
+    """Runs of one group become mean and standard deviation of the sample, by hand calculation."""
+    values = [0.90, 0.94, 0.95]
+    row = summarize([metrics(seed, value) for seed, value in enumerate(values)]).rows[1]
+    percent = [100 * value for value in values]
+    assert row[:5] == ("digits", "pathological", "federated-factory", "client_mean", "3")
+    assert row[5] == f"{fmean(percent):.2f} ± {stdev(percent):.2f}"
+    assert row[8:] == ("1", "2", "0", "13.00 ± 1.00")
+
+
+def test_summary_of_one_run_has_no_deviation():
+    """One run has a mean and no deviation; a value that no run has is a dash."""
+    row = summarize([metrics()]).rows[0]
+    assert row[3:8] == ("server", "1", "50", "-", "33.33")
+
+
+def test_summary_keeps_groups_apart():
+    """Runs of another data set, partition or method are rows of their own."""
+    others = [metrics(), metrics(dataset="blood"), metrics(partition="iid"), metrics(method="fedavg")]
+    assert len(summarize(others).rows) == 4 * 2
+
+
+def test_markdown_is_a_table():
+    """Markdown has a row per line, names to the left, numbers to the right, and pipes inside cells escaped."""
+    text = TextTable("T", ("a", "b"), (("x|y", "1"),)).markdown()
+    assert text == "**T**\n\n| a | b |\n| --- | ---: |\n| x\\|y | 1 |\n"
+
+
+def test_shown_tables_are_not_cut(capsys):
+    """A pipe receives every cell whole, however wide the terminal would be."""
+    long = "word " * 30 + "end"
+    show([TextTable("T", ("a",), ((long,),), prose=True)])
+    assert long in capsys.readouterr().out
+
+
+def test_metrics_are_found_by_run_and_by_file(tmp_path):
+    """A run directory and its metrics.json name the same run."""
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics()))
+    assert load_metrics(tmp_path) == load_metrics(tmp_path / "metrics.json") == metrics()
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [
+        (None, "cannot be read"),
+        ("{", "must be JSON"),
+        ("[]", "must have the keys method"),
+        ('{"method": 1}', "must have the keys"),
+    ],
+)
+def test_unfit_metrics_are_refused(tmp_path, content, rule):
+    """A file that is absent, no JSON or no metrics is refused by path, rule and remedy."""
+    path = tmp_path / "metrics.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(DataError, match=f"metrics.json: {rule}.*;"):
+        load_metrics(path)
+
+
+def test_not_a_number_is_left_out_of_means():
+    """A value that is not a number does not spoil the mean of the others."""
+    spoilt = metrics(seed=1, accuracy=math.nan)
+    assert summarize([metrics(), spoilt]).rows[1][5] == "90"
