@@ -13,12 +13,23 @@ from ff_flower.messages import answer_reply, fit_reply, read_files, read_request
 
 from .local_sgd import local_update
 from .module_factory import answer, fit_local, fit_modules
-from .site import open_site
+from .site import open_site, partition_of
 
 logger = logging.getLogger("flwr")
 app = ClientApp()
 
 CLIENT_RAISED = 2
+FAILURES = (
+    FederatedFactoryError,
+    ArithmeticError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 Handler = Callable[[Message, Context], RecordDict]
 
 
@@ -32,7 +43,7 @@ def replying(handler: Handler) -> Callable[[Message, Context], Message]:
     def reply(message: Message, context: Context) -> Message:
         try:
             return Message(handler(message, context), reply_to=message)
-        except (FederatedFactoryError, OSError, RuntimeError, ValueError, MemoryError) as error:
+        except FAILURES as error:
             name = "" if isinstance(error, FederatedFactoryError) else f"{type(error).__name__}: "
             return Message(Error(code=CLIENT_RAISED, reason=f"{name}{error}"), reply_to=message)
 
@@ -45,8 +56,8 @@ def train(message: Message, context: Context) -> RecordDict:
     """Fit the node's modules; a node that has nothing left to do says only who it is."""
     request = read_request(message.content)
     device = prepare(request.spec, request.spec.threads)
-    if int(context.node_config["partition-id"]) not in request.partitions:
-        return RecordDict(told(int(context.node_config["partition-id"])))
+    if (partition := partition_of(context.node_config)) not in request.partitions:
+        return RecordDict(told(partition))
     return fit_reply(*fit_modules(request.spec, open_site(request.spec, context.node_config), device))
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ff_flower.config import RunSpec, Scalar
 from ff_flower.data import ImageSet, Splits, cached_partition_indices, load_splits
-from ff_flower.errors import RunError
+from ff_flower.errors import ConfigError, RunError
 from ff_flower.run_directory import cache_root
 
 
@@ -29,15 +29,34 @@ class Site:
     own: ImageSet
 
 
+def partition_of(node_config: Mapping[str, Scalar]) -> int:
+    """Return the node's partition.
+
+    Raises
+    ------
+    ConfigError
+        When the node's configuration does not say which it is.
+    """
+    partition, nodes = node_config.get("partition-id"), node_config.get("num-partitions")
+    if not isinstance(partition, int) or not isinstance(nodes, int) or not 0 <= partition < nodes:
+        raise ConfigError(
+            f"partition-id {partition!r} of num-partitions {nodes!r}: a node must know which of how many it is; start it with "
+            '--node-config "partition-id=0 num-partitions=10"'
+        )
+    return partition
+
+
 def open_site(spec: RunSpec, node_config: Mapping[str, Scalar]) -> Site:
     """Load the images of the node that Flower's ``node_config`` describes.
 
     Raises
     ------
+    ConfigError
+        When the configuration does not say which partition this is.
     RunError
         When the federation has another number of nodes than the spec.
     """
-    partition, nodes = int(node_config["partition-id"]), int(node_config["num-partitions"])
+    partition, nodes = partition_of(node_config), int(node_config["num-partitions"])
     if nodes != spec.num_clients:
         raise RunError(
             f"the federation has {nodes} SuperNodes, num-clients is {spec.num_clients}: give both the same number "

@@ -165,9 +165,11 @@ def train(
         nesterov=spec.momentum > 0,
         fused=True,
     )
-    rate: torch.optim.lr_scheduler.LRScheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    if schedule.one_cycle:
-        rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, schedule.learning_rate, schedule.steps + 1, cycle_momentum=False)
+    rate = (
+        torch.optim.lr_scheduler.OneCycleLR(optimizer, schedule.learning_rate, schedule.steps + 1, cycle_momentum=False)
+        if schedule.one_cycle
+        else torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    )
     random = generator(seed, "augment", device=device)
     chosen = AUGMENTATIONS[policy if spec.augment else "none"]
     for index in batches(len(images), schedule, seed, weights):

@@ -67,9 +67,14 @@ def read_request(content: RecordDict) -> Request:
     Raises
     ------
     RunError
-        When the server's code differs from this node's.
+        When the server's code differs from this node's, or the records of a request are not there.
     """
-    request = content.config_records["request"]
+    request = content.config_records.get("request", ConfigRecord())
+    if "spec" not in content.config_records or not {"source-digest", "partitions", "server-round"} <= set(request):
+        raise RunError(
+            f"a message with records {sorted(content)}: a request has 'spec' and 'request' with source-digest, partitions and "
+            "server-round; send what request_records returns"
+        )
     if request["source-digest"] != source_digest():
         raise RunError(
             "the server runs other code than this node: Flower's simulated clients import from the directory in which the "

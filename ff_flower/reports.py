@@ -1,6 +1,7 @@
 """What a node says of its work: value objects that cross the wire as JSON and are kept in the run directory."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
@@ -74,9 +75,9 @@ class FitReport:
                 label_counts={str(int(k)): _whole(v) for k, v in values["label_counts"].items()},
                 modules={str(int(k)): str(v) for k, v in values["modules"].items()},
                 declined=tuple(Declined(int(d["label"]), str(d["reason"])) for d in values["declined"]),
-                work=Interval(float(values["work"]["began"]), float(values["work"]["ended"])),
+                work=_interval(values["work"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise VerificationError("report", f"malformed fit report ({error!r})") from error
 
 
@@ -111,15 +112,16 @@ class Answer:
         """Read what `to_json` wrote; anything else is refused (VerificationError, rule ``report``)."""
         values = _object(text)
         try:
-            metrics = {name: _metric(values["metrics"][name]) for name in ("accuracy", "auroc", "macro_f1")}
+            metrics: dict[str, Any] = {name: _share(values["metrics"][name]) for name in ("accuracy", "macro_f1")}
+            metrics["auroc"] = _share_or_none(values["metrics"]["auroc"])
             return cls(
                 partition=_whole(values["partition"]),
-                metrics=metrics | {"per_class_recall": [_metric(r) for r in values["metrics"]["per_class_recall"]]},
+                metrics=metrics | {"per_class_recall": [_share_or_none(r) for r in values["metrics"]["per_class_recall"]]},
                 synthetic_digest=str(values["synthetic_digest"]),
-                training=Interval(**{k: float(values["training"][k]) for k in ("began", "ended")}),
-                synthesis=Interval(**{k: float(values["synthesis"][k]) for k in ("began", "ended")}),
+                training=_interval(values["training"]),
+                synthesis=_interval(values["synthesis"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise VerificationError("report", f"malformed answer ({error!r})") from error
 
 
@@ -135,7 +137,7 @@ def busy_seconds(intervals: list[Interval]) -> float:
 def _object(text: str) -> dict[str, Any]:
     try:
         values = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise VerificationError("report", f"not JSON ({error})") from error
     if not isinstance(values, dict):
         raise VerificationError("report", f"a JSON object is expected, this is a {type(values).__name__}")
@@ -148,9 +150,18 @@ def _whole(value: Any) -> int:
     return value
 
 
-def _metric(value: Any) -> float | None:
-    if value is None:
-        return None
-    if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+def _interval(values: Any) -> Interval:
+    began, ended = float(values["began"]), float(values["ended"])
+    if not (math.isfinite(began) and math.isfinite(ended)):
+        raise ValueError(f"{began} to {ended} is not a finite interval")
+    return Interval(began, ended)
+
+
+def _share(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise ValueError(f"{value!r} is not in [0, 1]")
     return float(value)
+
+
+def _share_or_none(value: Any) -> float | None:
+    return None if value is None else _share(value)

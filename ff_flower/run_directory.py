@@ -82,8 +82,11 @@ class RunDirectory:
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(path.name + ".part")
-        unfinished.write_bytes(data)
-        unfinished.replace(path)
+        try:
+            unfinished.write_bytes(data)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
         return path
 
     def write_json(self, name: str, value: Any) -> Path:
@@ -99,7 +102,7 @@ class RunDirectory:
         receipt = self._receipts.get(stage)
         if receipt is None or receipt["inputs"] != inputs:
             return False
-        return all(_digest(self.path / name) == digest for name, digest in receipt["outputs"].items())
+        return all(digest and _digest(self.path / name) == digest for name, digest in receipt["outputs"].items())
 
     def finish(self, stage: str, inputs: str, outputs: Sequence[Path], seconds: float = 0.0) -> None:
         """Write the receipt of a finished stage.
@@ -119,6 +122,12 @@ class RunDirectory:
         self._receipts[stage] = {"inputs": inputs, "outputs": digests, "seconds": round(seconds, 3)}
         self.write_json("receipts.json", self._receipts)
 
+    def outputs(self) -> list[Path]:
+        """Return every file of the run but those that are rewritten when it is opened, and what was refused."""
+        aside = {"spec.json", "environment.json", "receipts.json"}
+        files = [path for path in sorted(self.path.rglob("*")) if path.is_file() and path.name not in aside]
+        return [path for path in files if "quarantine" not in path.relative_to(self.path).parts]
+
     def seconds(self, stage: str) -> float:
         """Return what a finished stage cost."""
         return float(self._receipts[stage]["seconds"])
@@ -127,10 +136,14 @@ class RunDirectory:
         path = self.path / "receipts.json"
         if not path.exists():
             return {}
+        remedy = "remove the file and everything is verified or made again"
         try:
             receipts: dict[str, Any] = json.loads(path.read_text())
         except ValueError as error:
-            raise RunError(f"{path}: not JSON ({error}); remove the file and everything is verified or made again") from error
+            raise RunError(f"{path}: not JSON ({error}); {remedy}") from error
+        keys = {"inputs", "outputs", "seconds"}
+        if not isinstance(receipts, dict) or not all(isinstance(one, dict) and set(one) == keys for one in receipts.values()):
+            raise RunError(f"{path}: a receipt has {', '.join(sorted(keys))}; {remedy}")
         return receipts
 
 

@@ -64,3 +64,7 @@ def config(
 
 def _first_line(preset: Path) -> str:
     return preset.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,7 +1,8 @@
 """The defaults of `RunSpec` as the table ``[tool.flwr.app.config]``, which Flower demands in ``pyproject.toml``."""
 
 import json
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,26 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def check_keys(app: Path, keys: Iterable[str]) -> None:
+    """Refuse keys that the app's ``pyproject.toml`` does not have; Flower refuses them too, without naming them.
+
+    Raises
+    ------
+    ConfigError
+        Naming the keys; also where ``app`` has no ``pyproject.toml`` that can be read.
+    """
+    path = app / "pyproject.toml"
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: must be an app's pyproject.toml ({error}); name the app's folder") from error
+    for part in TABLE.split("."):
+        table = table.get(part, {})
+    if unknown := sorted(set(keys) - set(flatten(table))):
+        remedy = "add them there, in this project by `ff-flower config --write`"
+        raise ConfigError(f"{', '.join(unknown)}: must stand in [{TABLE}] of {path}; {remedy}")
 
 
 def render_config(spec: RunSpec) -> str:

@@ -16,7 +16,7 @@ import typer
 from ff_flower.config import RunSpec, from_run_config, unknown_name
 from ff_flower.errors import ConfigError, FederatedFactoryError
 
-from .defaults import flatten
+from .defaults import check_keys, flatten
 from .log_filter import LogFilter
 from .report import Metrics, gaps, load_metrics, run_tables, show
 from .session import FlowerSession
@@ -185,8 +185,7 @@ def main(
     began = time.monotonic()
     with refusing():
         spec, resources = resolve_spec(preset, settings or ()), Resources(cpus_per_client, gpus_per_client)
-        if not (APP / "pyproject.toml").is_file():
-            raise ConfigError(f"{APP}: must hold the app's pyproject.toml; install from a checkout with pip install -e .")
+        check_keys(APP, spec.flat())
     with refusing(FAILED):
         print(f"{spec.method} on {spec.data.name}, {spec.num_clients} nodes, {spec.partition.kind}, seed {spec.seed}", flush=True)
         with FlowerSession() as session:

@@ -27,7 +27,7 @@ from typing import Any, NoReturn, Self
 from ff_flower.config import Scalar
 from ff_flower.errors import RunError
 
-from .defaults import toml_line
+from .defaults import check_keys, toml_line
 from .process_groups import process_groups
 
 COMPLETED = "finished:completed"
@@ -159,9 +159,12 @@ class FlowerSession:
 
         Raises
         ------
+        ConfigError
+            For a key that the app does not have.
         RunError
-            Where the run could not be submitted, or the SuperLink was lost.
+            Where Flower refused the run, or the SuperLink was lost.
         """
+        check_keys(app, overrides)
         began = time.monotonic()
         settings = self.home / "run-config.toml"
         settings.write_text("".join(f"{toml_line(key, value)}\n" for key, value in overrides.items()), encoding="utf-8")

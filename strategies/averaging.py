@@ -3,8 +3,9 @@
 import logging
 from collections.abc import Iterable
 
+import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from torch import nn
@@ -12,7 +13,7 @@ from torch import nn
 from ff_flower.classifiers import build_classifier, predict
 from ff_flower.config import RunSpec
 from ff_flower.data import Splits
-from ff_flower.errors import RunError
+from ff_flower.errors import RunError, VerificationError
 from ff_flower.messages import count_bytes, request_records
 from ff_flower.metrics import ClassificationMetrics, Ledger, classification_metrics
 from ff_flower.run_directory import RunDirectory, weights_file
@@ -42,12 +43,13 @@ class RepeatableAveraging(FedAvg):
         self.spec, self.ledger = spec, ledger
         self.missing: list[Failure] = []
         self._asked: list[int] = []
+        self._sent = ArrayRecord()
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """Send the global weights to every node."""
         self._asked = wait_for_nodes(grid, self.spec.num_clients)
         content = request_records(self.spec, range(self.spec.num_clients), server_round)
-        content["arrays"] = arrays
+        content["arrays"] = self._sent = arrays
         num_bytes = count_bytes(content, "arrays")
         for partition in range(self.spec.num_clients):
             self.ledger.add("down", "weights", num_bytes, partition, server_round)
@@ -62,16 +64,42 @@ class RepeatableAveraging(FedAvg):
             When no node answered.
         """
         replies = list(replies)
-        contents, failures = in_partition_order(replies, self._asked)
-        self.missing = missing_nodes(failures, contents, self.spec.num_clients) if failures else []
-        for failure in self.missing:
-            logger.warning("round %d: node %d is missing: %s", server_round, failure.partition, failure.reason)
+        contents, failures = in_partition_order(replies, self._asked, self.spec.num_clients)
+        usable = {}
         for partition, content in contents.items():
+            try:
+                _check_update(content, self._sent)
+            except VerificationError as error:
+                failures.append(Failure(partition, str(error)))
+                continue
+            usable[partition] = content
             self.ledger.add("up", "weights", count_bytes(content, "arrays"), partition, server_round)
-        if not contents:
-            raise RunError(f"round {server_round}: no node answered: {self.missing[0].reason if self.missing else 'no reason'}")
+        missing = missing_nodes(failures, usable, self.spec.num_clients)
+        for failure in missing:
+            logger.warning("round %d: node %d is missing: %s", server_round, failure.partition, failure.reason)
+        self.missing += [Failure(failure.partition, f"round {server_round}: {failure.reason}") for failure in missing]
+        if not any(content.metric_records["metrics"]["num-examples"] for content in usable.values()):
+            causes = sorted({failure.reason for failure in missing})
+            raise RunError(f"round {server_round}: no node with images answered: {'; '.join(causes)}")
         by_content = {id(message.content): message for message in replies if message.has_content()}
-        return super().aggregate_train(server_round, [by_content[id(content)] for content in contents.values()])
+        return super().aggregate_train(server_round, [by_content[id(content)] for content in usable.values()])
+
+
+def _check_update(content: RecordDict, sent: ArrayRecord) -> None:
+    """Refuse a reply that cannot be averaged (VerificationError): FedAvg itself would end the run."""
+    if list(content.array_records) != ["arrays"] or set(content.metric_records["metrics"]) != {"num-examples", "partition-id"}:
+        raise VerificationError("records", "a reply has the arrays of one classifier, num-examples and partition-id")
+    num_examples = content.metric_records["metrics"]["num-examples"]
+    if not isinstance(num_examples, int) or num_examples < 0:
+        raise VerificationError("num-examples", f"{num_examples!r} is not a count")
+    try:
+        weights = {name: array.numpy() for name, array in content.array_records["arrays"].items()}
+    except (TypeError, ValueError) as error:
+        raise VerificationError("weights", str(error)) from error
+    if {name: array.shape for name, array in weights.items()} != {name: tuple(array.shape) for name, array in sent.items()}:
+        raise VerificationError("weights", "their names or shapes are not those of the global classifier")
+    if not all(array.dtype.kind == "f" and np.isfinite(array).all() for array in weights.values()):
+        raise VerificationError("weights", "every weight must be a finite floating number; lower averaging.learning-rate")
 
 
 class RoundHistory:

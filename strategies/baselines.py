@@ -16,13 +16,14 @@ from ff_flower.run_directory import weights_file
 from ff_flower.seeding import derive_seed
 
 from .averaging import RepeatableAveraging, RoundHistory
-from .nodes import Failure, in_partition_order, missing_nodes, wait_for_nodes
+from .nodes import Failure, check_answer, in_partition_order, missing_nodes, wait_for_nodes
 from .outcome import Outcome
 
 
 def run_averaging(grid: Grid, splits: Splits, outcome: Outcome, device: torch.device) -> None:
     """Run FedAvg or FedProx; report the last round, and beside it the round that validation data prefer."""
     spec, began = outcome.spec, time.time()
+    outcome.ledger.transfers.clear()  # rounds are not resumed, so nothing of an earlier attempt counts
     strategy = RepeatableAveraging(spec, outcome.ledger)
     history = RoundHistory(spec, splits, outcome.directory, device)
     initial = ArrayRecord(history.initial().state_dict())
@@ -47,6 +48,7 @@ def run_local(grid: Grid, splits: Splits, outcome: Outcome, device: torch.device
     for partition, reply in contents.items():
         try:
             answer, _ = read_answer(reply)
+            check_answer(answer, partition, splits.num_classes)
         except VerificationError as error:
             failures.append(Failure(partition, str(error)))
             continue

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,6 @@ from ff_flower.classifiers import (
 )
 from ff_flower.config import RunSpec
 from ff_flower.data import Splits
-from ff_flower.errors import RunError
 from ff_flower.figures import sample_grid
 from ff_flower.metrics import ClassificationMetrics, classification_metrics, mean_metrics
 from ff_flower.run_directory import RunDirectory, cache_root, combined_digest, weights_file
@@ -88,7 +87,8 @@ class Consensus:
             metrics = classification_metrics(test, self.splits.test.labels)
             self.outcome.record("product_of_experts", metrics, up=["modules", "weights"], down=["modules"])
         if "logits" in consensus:
-            self._distil(synthetic, product_of_experts(self._logits(len(synthetic))), "logits")
+            if logits := self._logits(len(synthetic)):
+                self._distil(synthetic, product_of_experts(logits), "logits")
         elif experts:
             pooled = product_of_experts([predict(expert, synthetic.data.images, self.device) for expert in experts])
             self._distil(synthetic, pooled, "weights")
@@ -134,14 +134,15 @@ class Consensus:
         return network
 
     def _experts(self) -> list[nn.Module]:
+        """Return the nodes' classifiers, as far as they are finite and of the run's network."""
         experts = []
         for partition in self.strategy.answers:
-            expert = self._untrained(0)
-            try:
-                expert.load_state_dict(load_file(self.directory.path / f"nodes/{partition}/weights.safetensors"))
-            except (OSError, RuntimeError, ValueError) as error:
-                logger.warning("product of experts: the classifier of node %d is left out: %s", partition, error)
+            expert, tensors = self._untrained(0), self._answered(partition, "weights")
+            shapes = {name: tensor.shape for name, tensor in expert.state_dict().items()}
+            if {name: tensor.shape for name, tensor in tensors.items()} != shapes or not _finite(tensors):
+                self._note(f"classifier of node {partition} left out: not a finite {self.spec.classifier.network} of this run")
                 continue
+            expert.load_state_dict(tensors)
             experts.append(expert)
         return experts
 
@@ -149,16 +150,20 @@ class Consensus:
         """Return the nodes' logits on the synthetic set, as far as they are finite and of its shape."""
         shape, pooled = (rows, self.splits.num_classes), []
         for partition in self.strategy.answers:
-            tensors = load_file(self.directory.path / f"nodes/{partition}/logits.safetensors")
+            tensors = self._answered(partition, "logits")
             logits = tensors.get("logits", torch.empty(0))
-            if tuple(logits.shape) != shape or not torch.isfinite(logits).all():
-                self.outcome.notes.append(f"logits of node {partition} left out: {tuple(logits.shape)}, not finite {shape}")
-                logger.warning(self.outcome.notes[-1])
+            if tuple(logits.shape) != shape or not _finite(tensors):
+                self._note(f"logits of node {partition} left out: {tuple(logits.shape)}, not finite {shape}")
                 continue
             pooled.append(logits)
-        if not pooled:
-            raise RunError(f"no node answered with finite logits of shape {shape}: see the notes in metrics.json")
         return pooled
+
+    def _answered(self, partition: int, name: str) -> dict[str, Tensor]:
+        return load_file(self.directory.path / f"nodes/{partition}/{name}.safetensors")
+
+    def _note(self, text: str) -> None:
+        self.outcome.notes.append(text)
+        logger.warning(text)
 
     def _untrained(self, seed: int) -> nn.Module:
         return build_classifier(self.spec.classifier, self.splits.info.shape[0], self.splits.num_classes, seed)
@@ -169,14 +174,17 @@ class Consensus:
     def _compare_digests(self, synthetic: SyntheticDataset) -> None:
         other = [p for p, answer in self.strategy.answers.items() if answer.synthetic_digest != synthetic.digest()]
         if other:
-            self.outcome.notes.append(
+            self._note(
                 f"the synthetic sets of nodes {other} agree with the server's up to rounding only (other hardware); "
                 "logits are pooled by index all the same"
             )
-            logger.warning(self.outcome.notes[-1])
 
     def _draw_grids(self, synthetic: SyntheticDataset) -> None:
         for index, share in enumerate(synthetic.shares):
             path = self.directory.path / "modules" / f"{share.module_id}.png"
             if not path.exists():
                 sample_grid(synthetic.data.images[synthetic.provenance == index][:64], path)
+
+
+def _finite(tensors: Mapping[str, Tensor]) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())

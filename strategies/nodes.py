@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from ff_flower.errors import RunError
+from ff_flower.errors import RunError, VerificationError
+from ff_flower.reports import Answer
 
 logger = logging.getLogger("flwr")
 
@@ -119,6 +120,14 @@ def missing_nodes(failures: Sequence[Failure], present: Iterable[int], num_clien
     own = {failure.partition: failure.reason for failure in failures if failure.partition >= 0}
     others = "; ".join(sorted({failure.reason for failure in failures if failure.partition < 0})) or "no reply"
     return [Failure(partition, own.get(partition, others)) for partition in sorted(set(range(num_clients)) - set(present))]
+
+
+def check_answer(answer: Answer, partition: int, num_classes: int) -> None:
+    """Refuse an answer that is not of ``partition``, or not about ``num_classes`` classes (VerificationError)."""
+    if answer.partition != partition:
+        raise VerificationError("report", f"an answer of partition {answer.partition} came from {partition}")
+    if (recalls := len(answer.metrics["per_class_recall"])) != num_classes:
+        raise VerificationError("report", f"an answer with {recalls} recalls; there are {num_classes} classes")
 
 
 def last_line(reason: str) -> str:

@@ -47,12 +47,12 @@ def run(grid: Grid, spec: RunSpec) -> RunDirectory:
     """
     began = time.time()
     splits = load_splits(spec.data, spec.seed)
-    parts = _partition(spec, splits)
     directory = RunDirectory.open(spec)
     logger.info("run directory: %s", directory.path)
     if directory.is_done("run", spec.digest()):
         logger.info("every stage of this spec is done and verified; nothing to do")
         return directory
+    parts = _partition(spec, splits)
     device = prepare(spec, spec.server_threads)
     outcome = Outcome(spec, splits.info, directory, Ledger.read(directory.path / "ledger.jsonl"))
     counts = label_distribution(splits.train.labels.numpy(), parts, splits.num_classes)
@@ -60,8 +60,8 @@ def run(grid: Grid, spec: RunSpec) -> RunDirectory:
     label_distribution_figure(counts, splits.info.classes, directory.path / "label_distribution.png")
     METHODS[spec.method](grid, splits, outcome, device)
     outcome.write(time.time() - began)
-    if not outcome.missing:
-        directory.finish("run", spec.digest(), [directory.path / "metrics.json"], time.time() - began)
+    if not outcome.missing and not outcome.quarantined:
+        directory.finish("run", spec.digest(), directory.outputs(), time.time() - began)
     return directory
 
 

@@ -1,9 +1,16 @@
-"""What tests share: the folder of real image sets."""
+"""What tests share: the folder of real image sets, scikit-learn's digits, and the manifest of a module."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from ff_flower.config import DataSpec
+from ff_flower.data import Splits, load_splits
+from ff_flower.generative import GenerativeModule
+from ff_flower.registry import ModuleManifest
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +21,34 @@ def real_data() -> Path:
     if not (folder / "bloodmnist.npz").is_file():
         pytest.skip(f"no real image sets in {folder}: set FF_DATA to the folder of the MedMNIST .npz files")
     return folder
+
+
+@pytest.fixture(scope="session")
+def digits() -> Splits:
+    """Return scikit-learn's digits, split by seed 0: (n, 1, 8, 8) scans of ten classes."""
+    return load_splits(DataSpec(), seed=0)
+
+
+@pytest.fixture(scope="session")
+def describe() -> Callable[..., ModuleManifest]:
+    """Return a function that makes the manifest of a module of the digits, changed as its keywords say."""
+
+    def make(module: GenerativeModule[Any], **changes: Any) -> ModuleManifest:
+        fields: dict[str, Any] = {
+            "kind": module.kind,
+            "spec": module.spec.flat(),
+            "label": 3,
+            "label_name": "3",
+            "image_shape": module.image_shape,
+            "num_examples": 40,
+            "owner": "0",
+            "dataset": "digits",
+            "images_shown": module.images_shown,
+            "root_seed": 0,
+            "wire_dtype": "float32",
+            "libraries": {"torch": "2.0.0"},
+            "licence": "CC BY 4.0",
+        }
+        return ModuleManifest(**(fields | changes))
+
+    return make

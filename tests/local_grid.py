@@ -8,6 +8,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
+from ff_flower.config import RunSpec, from_run_config
+
 Tamper = Callable[[int, Message], Message | None]
 
 
@@ -93,3 +95,29 @@ def error_reply(message: Message, reason: str) -> Message:
 def settings(**changes: object) -> Mapping[str, object]:
     """Return a flat run configuration from keyword arguments, ``__`` standing for a dot and ``_`` for a hyphen."""
     return {key.replace("__", ".").replace("_", "-"): value for key, value in changes.items()}
+
+
+def tiny(out: object, **changes: object) -> RunSpec:
+    """Return the smallest run that uses every part: digits, five nodes of two classes, Gaussian mixtures, four steps.
+
+    Parameters
+    ----------
+    out : path
+        Folder of run directories.
+    **changes
+        What differs, named as in `settings`.
+    """
+    smallest = {
+        "num_clients": 5,
+        "server_threads": 1,
+        "partition__classes_per_node": 2,
+        "module__kind": "gaussian_mixture",
+        "module__gaussian_mixture__components": 8,
+        "synthesis__samples_per_class": 10,
+        "classifier__width": 8,
+        "classifier__steps": 4,
+        "classifier__batch_size": 32,
+        "distillation__steps": 4,
+        "averaging__rounds": 2,
+    }
+    return from_run_config(settings(out=str(out), **(smallest | changes)))  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ff_flower.config import RunSpec, from_run_config
 from ff_flower.errors import ConfigError
-from sims.defaults import flatten, render_config, toml_line, write_config
+from sims.defaults import check_keys, flatten, render_config, toml_line, write_config
 
 AROUND = """[project]
 name = "x"
@@ -76,3 +76,20 @@ def test_a_file_without_the_table_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"must have a table \[tool\.flwr\.app\.config\]; add"):
         write_config(path)
     assert path.read_text() == "[project]\n"
+
+
+def test_keys_that_flower_would_refuse_are_named(tmp_path):
+    """Keys that the app's table lacks are named with the file and the remedy; those that it has pass."""
+    (tmp_path / "pyproject.toml").write_text(AROUND)
+    check_keys(tmp_path, ["old", "deep.older"])
+    with pytest.raises(ConfigError, match=r"^b, deep: must stand in \[tool.flwr.app.config\] of .*pyproject.toml; add"):
+        check_keys(tmp_path, ["old", "deep", "b"])
+
+
+@pytest.mark.parametrize("content", [None, "[x"])
+def test_a_folder_that_is_no_app_is_refused(tmp_path, content):
+    """A folder without a pyproject.toml that can be read is no app."""
+    if content is not None:
+        (tmp_path / "pyproject.toml").write_text(content)
+    with pytest.raises(ConfigError, match=r"must be an app's pyproject\.toml"):
+        check_keys(tmp_path, [])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ff_flower.errors import RunError
+from ff_flower.errors import ConfigError, RunError
 from sims.log_filter import LogFilter
 from sims.process_groups import process_groups
 from sims.session import FlowerSession
@@ -87,7 +87,7 @@ def query(message, context):
 
 @pytest.fixture
 def echo_app(tmp_path) -> Path:
-    """An app that asks two nodes for their partition."""
+    """Write an app that asks two nodes for their partition."""
     app = tmp_path / "echo-app"
     (app / "echo").mkdir(parents=True)
     (app / "pyproject.toml").write_text(PYPROJECT)
@@ -108,18 +108,21 @@ def living(groups: set[int]) -> list[str]:
 
 
 def test_a_session_tells_the_truth_and_leaves_nothing(echo_app, tmp_path):
-    """Success, an exception in the ServerApp and an unknown key are told apart, and then no process or file is left."""
+    """Success, an exception in the ServerApp and a refused run are told apart, and then no process or file is left."""
     out = tmp_path / "out.json"
     quiet = LogFilter()
     with FlowerSession() as session:
         good = session.run(echo_app, {"out": str(out), "deep.value": 0.5}, num_supernodes=2)
         bad = session.run(echo_app, {"mode": "raise"}, num_supernodes=2, stream=lambda line: list(quiet.feed(line)))
-        with pytest.raises(RunError, match=r"(?s)Flower refused the run:.*sead"):
+        with pytest.raises(ConfigError, match=r"sead: must stand in \[tool.flwr.app.config\] of .*pyproject.toml; add"):
             session.run(echo_app, {"sead": 1}, num_supernodes=2)
+        (echo_app / "echo" / "client_app.py").unlink()
+        with pytest.raises(RunError, match=r"(?s)Flower refused the run:.*client_app"):
+            session.run(echo_app, {}, num_supernodes=2)
         groups, home = process_groups(session.home), session.home
     assert (good.completed, good.details, json.loads(out.read_text())) == (True, "", [0.5, [0, 1]])
     assert (bad.status, bad.details) == ("finished:failed", "'raise': must be answer; say answer\nin two lines")
-    assert quiet.errors == ["ValueError: 'raise': must be answer; say answer\nin two lines (echo/server_app.py, line 15)"]
+    assert quiet.errors == ["ValueError: 'raise': must be answer; say answer\nin two lines (echo/server_app.py, line 16)"]
     assert len(groups) == 2
     assert living(groups) == []
     assert not home.exists()
@@ -160,6 +163,6 @@ def test_a_session_without_flower_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     session = FlowerSession()
-    with pytest.raises(RunError, match="flower-superlink: must be beside .*; install"):
+    with pytest.raises(RunError, match=r"flower-superlink: must be beside .*; install"):
         session.__enter__()
     assert not session.home.exists()

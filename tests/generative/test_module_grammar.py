@@ -1,0 +1,190 @@
+"""What is true of every kind of generative module."""
+
+from collections.abc import Callable
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ff_flower.config import ModuleSpec
+from ff_flower.data import Splits
+from ff_flower.errors import ConfigError, ModuleError, NotFittedError
+from ff_flower.generative import BLOCK, KINDS, GenerativeModule, build_module, restore_module
+from ff_flower.registry import ModuleManifest, decode_module, encode_module
+
+SHAPE = (1, 8, 8)
+TINY: dict[str, dict[str, Any]] = {
+    "edm": {"channels": 8, "steps": 8, "batch_size": 16, "sampling_steps": 3},
+    "gaussian_mixture": {"components": 5, "mixtures": 2, "residual_noise": True},
+}
+
+
+def _build(kind: str, shape: tuple[int, int, int] = SHAPE) -> GenerativeModule[Any]:
+    return build_module(ModuleSpec.model_validate({"kind": kind, kind: TINY.get(kind, {})}), shape)
+
+
+def _restore(module: GenerativeModule[Any], state: dict[str, Tensor]) -> GenerativeModule[Any]:
+    return restore_module(module.kind, module.spec.flat(), module.image_shape, state)
+
+
+def _stream(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def threes(digits: Splits) -> Tensor:
+    """Return forty scans of the digit three."""
+    return digits.train.of_label(3).images[:40]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def fitted(request: pytest.FixtureRequest, threes: Tensor) -> GenerativeModule[Any]:
+    """Return a module of each kind, fitted to the threes."""
+    return _build(request.param).fit(threes, seed=1)
+
+
+def test_the_kinds_are_those_of_the_settings() -> None:
+    """Every kind that can be set can be built, under its own name."""
+    assert set(KINDS) == set(get_args(ModuleSpec.model_fields["kind"].annotation))
+    assert all(_build(kind).kind == kind for kind in KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_unfitted_modules_refuse(kind: str) -> None:
+    """Before fit there is nothing to sample and no state, and the error says what to call."""
+    for ask in (lambda module: module.sample(1, _stream()), lambda module: module.state()):
+        with pytest.raises(NotFittedError, match=f"{kind} module holds no weights: call fit or restore first"):
+            ask(_build(kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.zeros((4, *SHAPE)),
+        torch.zeros(SHAPE, dtype=torch.uint8),
+        torch.zeros((4, 1, 8, 9), dtype=torch.uint8),
+        torch.zeros((4, 3, 8, 8), dtype=torch.uint8),
+        torch.zeros((0, *SHAPE), dtype=torch.uint8),
+    ],
+)
+def test_other_images_are_refused(kind: str, images: Tensor) -> None:
+    """Only uint8 images of the module's shape, and at least one of them, can be learned; the error names what came."""
+    with pytest.raises(ModuleError) as caught:
+        _build(kind).fit(images, seed=0)
+    assert f"images of shape {tuple(images.shape)} and type {images.dtype}" in str(caught.value)
+
+
+def test_samples_are_images(fitted: GenerativeModule[Any]) -> None:
+    """Samples are uint8 images of the module's shape on the CPU; none is a valid number of them."""
+    samples = fitted.sample(3, _stream())
+    assert (samples.dtype, samples.device.type, tuple(samples.shape)) == (torch.uint8, "cpu", (3, *SHAPE))
+    assert fitted.sample(0, _stream()).shape == (0, *SHAPE)
+    assert len(torch.unique(samples.flatten(1), dim=0)) == 3
+
+
+@pytest.mark.parametrize(
+    ("n", "start"),
+    [(1, 0), (BLOCK, 0), (BLOCK + 1, 0), (10, BLOCK - 4), (BLOCK, BLOCK), (22, 2 * BLOCK), (1, 149), (0, 70)],
+)
+def test_a_sample_does_not_depend_on_what_else_is_asked(fitted: GenerativeModule[Any], n: int, start: int) -> None:
+    """Sample k is the same bit for bit, however many samples are drawn and wherever the drawing begins."""
+    whole = fitted.sample(150, _stream())
+    assert torch.equal(fitted.sample(n, _stream(), start), whole[start : start + n])
+
+
+def test_another_stream_gives_other_samples(fitted: GenerativeModule[Any]) -> None:
+    """Samples follow from the stream's seed: equal for equal ones, different for different ones."""
+    assert torch.equal(fitted.sample(5, _stream(1)), fitted.sample(5, _stream(1)))
+    assert not torch.equal(fitted.sample(5, _stream(1)), fitted.sample(5, _stream(2)))
+
+
+def test_equal_seeds_give_equal_states(fitted: GenerativeModule[Any], threes: Tensor) -> None:
+    """A second fit to the same images from the same seed ends in the same bytes, whatever the global generators hold."""
+    torch.manual_seed(99)
+    again = _build(fitted.kind).fit(threes, seed=1)
+    assert list(again.state()) == list(fitted.state())
+    for name, tensor in fitted.state().items():
+        assert tensor.cpu().numpy().tobytes() == again.state()[name].cpu().numpy().tobytes(), name
+    assert again.images_shown == fitted.images_shown > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_else_is_touched(kind: str, threes: Tensor) -> None:
+    """Fitting and sampling draw nothing from the global generators and leave the images as they were; fit returns the module."""
+    before, torch_state, numpy_state = threes.clone(), torch.get_rng_state(), np.random.get_state()[1].copy()
+    module = _build(kind)
+    assert module.fit(threes, seed=0) is module
+    module.sample(2, _stream())
+    assert torch.equal(threes, before)
+    assert torch.equal(torch.get_rng_state(), torch_state) and (np.random.get_state()[1] == numpy_state).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_progress_ends_with_the_last_step(kind: str, threes: Tensor) -> None:
+    """Progress is told in rising steps up to the last one, with a finite loss."""
+    told: list[tuple[int, int, float]] = []
+    _build(kind).fit(threes, 0, lambda *report: told.append(report))
+    steps = [step for step, _, _ in told]
+    assert steps == sorted(steps) and steps[-1] == told[-1][1]
+    assert np.isfinite([loss for _, _, loss in told]).all()
+
+
+def test_a_restored_module_samples_the_same(fitted: GenerativeModule[Any]) -> None:
+    """The state is all that sampling needs: a module restored from it draws the same bytes."""
+    restored = _restore(fitted, fitted.state())
+    assert torch.equal(restored.sample(70, _stream()), fitted.sample(70, _stream()))
+
+
+def test_a_file_of_full_precision_changes_nothing(
+    fitted: GenerativeModule[Any], describe: Callable[..., ModuleManifest]
+) -> None:
+    """A module that went through a float32 file draws the same bytes as the one that was fitted."""
+    _, state = decode_module(encode_module(fitted.state(), describe(fitted)))
+    assert torch.equal(_restore(fitted, state).sample(70, _stream()), fitted.sample(70, _stream()))
+
+
+def test_a_file_of_half_precision_changes_it_once(
+    fitted: GenerativeModule[Any], describe: Callable[..., ModuleManifest]
+) -> None:
+    """Rounding to float16 moves the samples by little, and a module restored from such a file writes the same file again."""
+    manifest = describe(fitted, wire_dtype="float16")
+    data = encode_module(fitted.state(), manifest)
+    received, again = (_restore(fitted, decode_module(data)[1]) for _ in range(2))
+    assert encode_module(received.state(), manifest) == data
+    drawn = received.sample(70, _stream())
+    assert torch.equal(drawn, again.sample(70, _stream()))
+    assert (drawn.float() - fitted.sample(70, _stream()).float()).abs().mean() < 3.0
+
+
+def test_other_tensors_are_refused_by_name(fitted: GenerativeModule[Any]) -> None:
+    """A state that lacks a tensor, has one too many or one of another shape is refused, and the error names the tensor."""
+    state = fitted.state()
+    for name, tensor in state.items():
+        for changed in (
+            {key: value for key, value in state.items() if key != name},
+            state | {name: torch.cat([tensor.reshape(-1), tensor.new_zeros(1)])},
+        ):
+            with pytest.raises(ModuleError, match="tensor '"):
+                _restore(fitted, changed)
+    with pytest.raises(ModuleError, match="tensor 'stowaway'"):
+        _restore(fitted, state | {"stowaway": torch.zeros(1)})
+    with pytest.raises(ModuleError, match="tensor '"):
+        _restore(fitted, {})
+
+
+def test_a_state_belongs_to_one_image_shape(fitted: GenerativeModule[Any]) -> None:
+    """The tensors of a grey module are refused where colour images are expected."""
+    with pytest.raises(ModuleError, match="has shape"):
+        restore_module(fitted.kind, fitted.spec.flat(), (3, 8, 8), fitted.state())
+
+
+def test_unknown_kinds_and_settings_are_refused() -> None:
+    """A manifest's kind must exist, and its settings must be those of that kind."""
+    with pytest.raises(ModuleError, match="unknown module kind 'gan'; there are: edm"):
+        restore_module("gan", {}, SHAPE, {})
+    for kind in KINDS:
+        with pytest.raises(ConfigError, match="unknown key 'module.*magic'"):
+            restore_module(kind, {"magic": 1}, SHAPE, {})
