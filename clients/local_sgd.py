@@ -50,7 +50,8 @@ def local_update(
         steps=spec.averaging.local_epochs * math.ceil(len(site.own) / batch),
         batch_size=batch,
         learning_rate=spec.averaging.learning_rate * cooling,
-        one_cycle=False,
+        weight_decay=spec.averaging.weight_decay,
+        momentum=spec.averaging.momentum,
     )
     seed = derive_seed(spec.seed, "averaging", site.partition, server_round)
     policy = site.splits.info.augmentation

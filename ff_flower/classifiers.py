@@ -20,8 +20,25 @@ from .seeding import derive_seed, generator, seeded
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut, with GroupNorm, which does not average badly over nodes as BatchNorm does."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.norm_in = nn.GroupNorm(8, outputs)
+        self.conv_out = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm_out = nn.GroupNorm(8, outputs)
+        self.shortcut = nn.Identity() if inputs == outputs and stride == 1 else nn.Conv2d(inputs, outputs, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (b, inputs, h, w) to (b, outputs, h / stride, w / stride)."""
+        hidden = self.conv_out(F.relu(self.norm_in(self.conv_in(x))))
+        return F.relu(self.norm_out(hidden) + self.shortcut(x))
+
+
 class ConvolutionalClassifier(nn.Sequential):
-    """Six 3x3 convolutions at three resolutions with GroupNorm, which does not average badly over nodes as BatchNorm does.
+    """A convolution and three residual blocks at three resolutions, for images of 8 to 64 pixels.
 
     Parameters
     ----------
@@ -34,13 +51,17 @@ class ConvolutionalClassifier(nn.Sequential):
     """
 
     def __init__(self, channels: int, num_classes: int, width: int) -> None:
-        layers: list[nn.Module] = []
-        for level, outputs in enumerate((width, 2 * width, 4 * width)):
-            for _ in range(2):
-                layers += [nn.Conv2d(channels, outputs, 3, padding=1, bias=False), nn.GroupNorm(8, outputs), nn.ReLU()]
-                channels = outputs
-            layers.append(nn.MaxPool2d(2, ceil_mode=True) if level < 2 else nn.AdaptiveAvgPool2d(1))
-        super().__init__(*layers, nn.Flatten(), nn.Linear(channels, num_classes))
+        super().__init__(
+            nn.Conv2d(channels, width, 3, padding=1, bias=False),
+            nn.GroupNorm(8, width),
+            nn.ReLU(),
+            ResidualBlock(width, width, 1),
+            ResidualBlock(width, 2 * width, 2),
+            ResidualBlock(2 * width, 4 * width, 2),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4 * width, num_classes),
+        )
 
 
 def build_classifier(spec: ClassifierSpec, channels: int, num_classes: int, seed: int) -> nn.Module:
@@ -68,21 +89,33 @@ class Schedule:
     ----------
     steps, batch_size : int
         Optimizer steps and images per step.
-    learning_rate : float
-        Peak of the one-cycle schedule, or the constant rate.
-    one_cycle : bool
-        Whether the rate rises and falls once within ``steps``; averaging rounds keep it constant.
+    learning_rate, weight_decay : float
+        Peak of the one-cycle schedule, or the constant rate; decoupled decay for AdamW, L2 for SGD.
+    momentum : float, optional
+        None trains by AdamW under a one-cycle schedule; a number by SGD with Nesterov momentum at a constant rate, as the local
+        epochs between two averages do.
     """
 
     steps: int
     batch_size: int
     learning_rate: float
-    one_cycle: bool = True
+    weight_decay: float
+    momentum: float | None = None
+
+    def optimizer(self, network: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        """Return the optimizer of ``network`` and the schedule of its rate."""
+        weights, rate, decay = network.parameters(), self.learning_rate, self.weight_decay
+        if self.momentum is None:
+            adamw = torch.optim.AdamW(weights, lr=rate, weight_decay=decay, fused=True)
+            return adamw, torch.optim.lr_scheduler.OneCycleLR(adamw, rate, self.steps + 1, cycle_momentum=False)
+        nesterov = self.momentum > 0
+        sgd = torch.optim.SGD(weights, lr=rate, momentum=self.momentum, weight_decay=decay, nesterov=nesterov, fused=True)
+        return sgd, torch.optim.lr_scheduler.ConstantLR(sgd, factor=1.0)
 
 
-def schedule_of(spec: ClassifierSpec) -> Schedule:
-    """Return the schedule that ``spec`` gives every classifier trained at one place."""
-    return Schedule(spec.steps, spec.batch_size, spec.learning_rate)
+def schedule_of(spec: ClassifierSpec, steps: int | None = None) -> Schedule:
+    """Return the schedule that ``spec`` gives every classifier trained at one place, for other ``steps`` where given."""
+    return Schedule(steps or spec.steps, spec.batch_size, spec.learning_rate, spec.weight_decay)
 
 
 def cross_entropy(labels: Tensor, smoothing: float = 0.0) -> Loss:
@@ -143,9 +176,9 @@ def train(
     loss : callable
         ``loss(logits, index)``, see `cross_entropy`.
     spec : ClassifierSpec
-        Gives momentum, weight decay and whether images are augmented.
+        Tells whether images are augmented.
     schedule : Schedule
-        Steps, batch size and learning rate.
+        Steps, batch size, optimizer and learning rate.
     policy : str
         Name of the augmentation policy.
     seed : int
@@ -157,19 +190,7 @@ def train(
     """
     place(network, device).train()
     images = images.to(device)
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=schedule.learning_rate,
-        momentum=spec.momentum,
-        weight_decay=spec.weight_decay,
-        nesterov=spec.momentum > 0,
-        fused=True,
-    )
-    rate = (
-        torch.optim.lr_scheduler.OneCycleLR(optimizer, schedule.learning_rate, schedule.steps + 1, cycle_momentum=False)
-        if schedule.one_cycle
-        else torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    )
+    optimizer, rate = schedule.optimizer(network)
     random = generator(seed, "augment", device=device)
     chosen = AUGMENTATIONS[policy if spec.augment else "none"]
     for index in batches(len(images), schedule, seed, weights):

@@ -9,9 +9,9 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import ConfigError
 
@@ -107,21 +107,27 @@ class EDMSpec(Spec):
         Heun steps; each but the last costs two network evaluations.
     """
 
-    channels: int = Field(default=32, ge=8, le=512, multiple_of=8)
+    channels: int = Field(default=16, ge=8, le=512, multiple_of=8)
     depth: int = Field(default=1, ge=1, le=8)
     patch: Literal[1, 2, 4] = 1
     rank: int = Field(default=32, ge=0, le=1024)
     symmetry: Literal["none", "mirror", "dihedral"] = "none"
-    steps: Count = 300
+    steps: Count = 250
     batch_size: Count = 64
-    learning_rate: Positive = 2e-3
+    learning_rate: Positive = 3e-3
     ema: Fraction = 0.1
     p_mean: float = Field(default=-0.4, ge=-10, le=10)
     p_std: Positive = 1.4
     sigma_min: Positive = 0.05
-    sigma_max: Positive = 20.0
+    sigma_max: Positive = 10.0
     rho: Positive = 7.0
-    sampling_steps: Count = 12
+    sampling_steps: Count = 8
+
+    @model_validator(mode="after")
+    def _falling(self) -> Self:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"a schedule that falls: sigma-min {self.sigma_min} below sigma-max {self.sigma_max}")
+        return self
 
 
 class GaussianMixtureSpec(Spec):
@@ -194,8 +200,8 @@ class ClassifierSpec(Spec):
         Channels of the ``cnn``'s first level.
     steps, batch_size : int
         Optimizer steps and images per step.
-    learning_rate, weight_decay, momentum, label_smoothing : float
-        SGD with Nesterov momentum under a one-cycle schedule.
+    learning_rate, weight_decay, label_smoothing : float
+        AdamW under a one-cycle schedule.
     augment : bool
         Whether the data set's augmentation policy is applied, for all methods alike.
     """
@@ -203,10 +209,9 @@ class ClassifierSpec(Spec):
     network: Literal["cnn", "resnet18", "resnet50"] = "cnn"
     width: int = Field(default=32, ge=8, le=512, multiple_of=8)
     steps: Count = 300
-    batch_size: Count = 128
-    learning_rate: Positive = 0.1
-    weight_decay: NonNegative = 5e-4
-    momentum: Fraction = 0.9
+    batch_size: Count = 64
+    learning_rate: Positive = 2e-3
+    weight_decay: NonNegative = 0.02
     label_smoothing: Fraction = 0.0
     augment: bool = True
 
@@ -219,11 +224,16 @@ class DistillationSpec(Spec):
 
 
 class AveragingSpec(Spec):
-    """Rounds of the averaging baselines, local epochs in each, and FedProx's weight of the proximal term."""
+    """Rounds of the averaging baselines, local epochs in each, their SGD, and FedProx's weight of the proximal term.
+
+    The learning rate falls by a half cosine over the rounds; ``classifier.batch_size`` and ``augment`` hold here too.
+    """
 
     rounds: Count = 20
     local_epochs: Count = 1
     learning_rate: Positive = 0.05
+    momentum: Fraction = 0.9
+    weight_decay: NonNegative = 5e-4
     proximal_mu: NonNegative = 0.1
 
 
@@ -332,7 +342,8 @@ def _unknown(key: str, known: list[str]) -> str:
 def _sentence(detail: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     rule = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"{key} = {detail['input']!r}: must be {rule}; the default is {RunSpec().flat().get(key)!r}"
+    default = RunSpec().flat().get(key)
+    return f"{key} = {detail['input']!r}: must be {rule}" + ("" if default is None else f"; the default is {default!r}")
 
 
 def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Scalar]]:

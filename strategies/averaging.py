@@ -87,9 +87,12 @@ class RepeatableAveraging(FedAvg):
 
 def _check_update(content: RecordDict, sent: ArrayRecord) -> None:
     """Refuse a reply that cannot be averaged (VerificationError): FedAvg itself would end the run."""
-    if list(content.array_records) != ["arrays"] or set(content.metric_records["metrics"]) != {"num-examples", "partition-id"}:
-        raise VerificationError("records", "a reply has the arrays of one classifier, num-examples and partition-id")
-    num_examples = content.metric_records["metrics"]["num-examples"]
+    metrics = content.metric_records["metrics"]
+    records = [*content.array_records, *content.metric_records]
+    if records != ["arrays", "metrics"] or set(metrics) != {"num-examples", "partition-id"}:
+        found = f"{sorted(records)} with metrics {sorted(metrics)}"
+        raise VerificationError("records", f"{found}; a reply has 'arrays' and 'metrics' with num-examples and partition-id")
+    num_examples = metrics["num-examples"]
     if not isinstance(num_examples, int) or num_examples < 0:
         raise VerificationError("num-examples", f"{num_examples!r} is not a count")
     try:

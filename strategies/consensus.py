@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ff_flower.classifiers import (
-    Schedule,
     build_classifier,
     distillation,
     fit_classifier,
     predict,
     product_of_experts,
+    schedule_of,
     train,
 )
 from ff_flower.config import RunSpec
@@ -114,7 +114,7 @@ class Consensus:
         spec, seed = self.spec, derive_seed(self.spec.seed, "classifier", "student")
         network = self._untrained(derive_seed(seed, "init"))
         loss = distillation(teacher.to(self.device), spec.distillation.temperature)
-        schedule = Schedule(spec.distillation.steps, spec.classifier.batch_size, spec.classifier.learning_rate)
+        schedule = schedule_of(spec.classifier, spec.distillation.steps)
         policy, images = self.splits.info.augmentation, synthetic.data.images
         return train(network, images, loss, spec.classifier, schedule, policy=policy, seed=seed, device=self.device)
 

@@ -124,6 +124,7 @@ class FederatedFactory(Strategy):
                 self._keep_answer(partition, content)
             except VerificationError as error:
                 failures.append(Failure(partition, str(error)))
+        self.answers = dict(sorted(self.answers.items()))
         if self.spec.synthesis.site == "client":
             known = {*self.answers, *(failure.partition for failure in self.missing)}
             silent = missing_nodes([*self._failures, *failures], known, self.spec.num_clients)

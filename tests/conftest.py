@@ -6,11 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ff_flower.config import DataSpec
 from ff_flower.data import Splits, load_splits
 from ff_flower.generative import GenerativeModule
 from ff_flower.registry import ModuleManifest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Compute on one thread, as nodes do: tiny tensors gain nothing from more, and lose much on a busy machine."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from ff_flower.config import RunSpec, from_run_config
+from ff_flower.messages import read_files
 
 Tamper = Callable[[int, Message], Message | None]
 
@@ -26,6 +27,13 @@ class LocalGrid(Grid):
         Seed of the order in which nodes are listed and replies come back.
     tamper : callable, optional
         ``tamper(partition, reply)`` may change a reply, or return None to lose it.
+
+    Attributes
+    ----------
+    asked : list of tuple
+        Message type and partition of every message, in order.
+    fitted : list of int
+        Partitions whose replies brought module files, in order.
     """
 
     def __init__(self, client_app: ClientApp, num_nodes: int, shuffle: int = 0, tamper: Tamper | None = None) -> None:
@@ -33,6 +41,7 @@ class LocalGrid(Grid):
         self.random = random.Random(shuffle)
         self.app, self.tamper = client_app, tamper
         self.asked: list[tuple[str, int]] = []
+        self.fitted: list[int] = []
         ids = self.random.sample(range(1000, 9999), num_nodes)
         self.contexts = {
             node_id: Context(
@@ -78,6 +87,8 @@ class LocalGrid(Grid):
             message.metadata.__dict__["_message_id"] = f"message-{number}"
             reply: Message | None = self.app(message, context)
             assert isinstance(reply, Message), "a ClientApp that returns anything else stalls its node"
+            if reply.has_content() and read_files(reply.content, "modules"):
+                self.fitted.append(partition)
             reply = self.tamper(partition, reply) if self.tamper else reply
             if reply is not None:
                 replies.append(reply)

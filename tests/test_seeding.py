@@ -47,10 +47,8 @@ def test_processes_agree() -> None:
         "from ff_flower.seeding import *; "
         "print(derive_seed(1, 'ä', 2), int(generator(1, 'x').initial_seed()), numpy_generator(1, 'x').integers(2**40))"
     )
-    started = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONHASHSEED": salt})
-        for salt in ("1", "2")
-    ]
+    salted = [os.environ | {"PYTHONHASHSEED": salt} for salt in ("1", "2")]
+    started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=salt) for salt in salted]
     printed = [process.communicate(timeout=120)[0].split() for process in started]
     here = [derive_seed(1, "ä", 2), generator(1, "x").initial_seed(), numpy_generator(1, "x").integers(2**40)]
     assert printed == [[str(number) for number in here]] * 2

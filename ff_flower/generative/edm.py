@@ -115,7 +115,7 @@ class EDMModule(GenerativeModule[EDMSpec]):
     ) -> Self:
         """Build a fitted module from its tensors; the prior may have fewer directions than ``spec.rank``."""
         module = cls(spec, image_shape, device)
-        rank = min(len(state.get("denoiser.prior.deviations", ())), spec.rank)
+        rank = min(state.get("denoiser.prior.deviations", torch.empty(0)).numel(), spec.rank)
         with torch.device("meta"):
             empty = module._build(GaussianPrior.isotropic(math.prod(image_shape), rank))
         check_state(state, {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}, cls.kind)
@@ -203,9 +203,10 @@ class _Standardized(nn.Module):
 
 
 def symmetric_copies(images: Tensor, symmetry: str) -> Iterator[Tensor]:
-    """Yield ``images`` (n, C, H, W) under every element of the group that ``symmetry`` names: 1, 2 or 8 times."""
+    """Yield ``images`` (n, C, H, W) under every element of the group that ``symmetry`` names: 1, 2, or 8 (4 if oblong)."""
     sides = [images] if symmetry == "none" else [images, images.flip(-1)]
-    turns = range(4 if symmetry == "dihedral" else 1)
+    square = images.shape[-1] == images.shape[-2]
+    turns = range(0, 4 if symmetry == "dihedral" else 1, 1 if square else 2)
     yield from (torch.rot90(side, turn, (2, 3)) for side in sides for turn in turns)
 
 
@@ -220,7 +221,7 @@ class _Loss(nn.Module):
         return self.denoiser.loss(clean, sigma, noise)
 
 
-def warmup_cosine(step: int, steps: int, warmup: float = 0.05) -> float:
+def warmup_cosine(step: int, steps: int, warmup: float = 0.1) -> float:
     """Return the learning rate at ``step`` as a share of its peak: linear up, then a half cosine down to 0."""
     rising = max(1, round(warmup * steps))
     if step < rising:

@@ -27,7 +27,7 @@ class NoiseEmbedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over all positions; begins as the identity."""
+    """Self-attention over all positions; begins as the identity plus a bias."""
 
     def __init__(self, channels: int, heads: int = 4) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Attention(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions around a shift and scale by the noise level, and attention on demand; begins as the identity."""
+    """Two 3x3 convolutions around a shift and scale by the noise level, perhaps attention; begins as the identity plus a bias."""
 
     def __init__(self, channels: int, embedding: int, attention: bool = False) -> None:
         super().__init__()

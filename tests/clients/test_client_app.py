@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from clients.client_app import app
 from flwr.app import Context, Message, RecordDict
 from local_grid import LocalGrid, tiny
 
+from clients.client_app import app
 from ff_flower import messages
 from ff_flower.registry import decode_module, module_id
 from strategies.averaging import RoundHistory
@@ -86,7 +86,7 @@ def test_weights_of_another_network_are_refused(out):
     content = messages.request_records(tiny(out), range(5))
     node = {"partition-id": 0, "num-partitions": 5}
     assert "KeyError: 'arrays'" in refusal(content, "train.average", **node)
-    content["arrays"] = messages.ArrayRecord({"a.weight": torch.zeros(2).numpy()})
+    content["arrays"] = messages.ArrayRecord({"a.weight": torch.zeros(2)})
     assert "RuntimeError" in refusal(content, "train.average", **node)
 
 
@@ -129,5 +129,7 @@ def test_a_node_without_images_returns_the_global_weights(out):
     assert reply.content["metrics"]["num-examples"] == 0
     returned = reply.content["arrays"].to_torch_state_dict()
     assert all(torch.equal(returned[name], weight) for name, weight in weights.items())
-    local = refusal(messages.request_records(spec, range(12)), "evaluate.local", **{"partition-id": empty[0], "num-partitions": 12})
+    local = refusal(
+        messages.request_records(spec, range(12)), "evaluate.local", **{"partition-id": empty[0], "num-partitions": 12}
+    )
     assert local.startswith("the node holds no images")

@@ -13,36 +13,50 @@ from ff_flower.config import EDMSpec
 from ff_flower.data import Splits, to_uint8, to_unit
 from ff_flower.errors import ModuleError
 from ff_flower.generative import BLOCK, EDMModule
-from ff_flower.generative.edm import Denoiser, heun, sigma_schedule, warmup_cosine
+from ff_flower.generative.edm import Denoiser, heun, sigma_schedule, symmetric_copies, warmup_cosine
+from ff_flower.generative.gaussian_prior import GaussianPrior
 from ff_flower.generative.unet import Attention, ResidualBlock, UNet
 
-S = 0.5  # sigma_data, the standard deviation of the clean pixels
 LEVELS = torch.tensor([0.002, 0.1, 0.5, 3.0, 80.0], dtype=torch.float64)
 
 
-class OfGaussian(nn.Module):
-    """The raw network F that makes D optimal for pixels of N(mean, S^2): zero for mean 0."""
-
-    def __init__(self, mean: float = 0.0) -> None:
-        super().__init__()
-        self.mean = mean
+class Silent(nn.Module):
+    """A raw network F that says zero, with as many channels as an image."""
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        """Return sigma * mean / (S sqrt(S^2 + sigma^2)), where level = ln(sigma) / 4."""
-        sigma = (4 * level).exp()
-        return (sigma * self.mean / (S * (S**2 + sigma**2).sqrt()))[:, None, None, None].expand_as(x)
+        """Map (b, 2 C, H, W) to zeros (b, C, H, W)."""
+        return torch.zeros_like(x[:, : x.shape[1] // 2])
 
 
-def _denoiser(mean: float = 0.0) -> Denoiser:
-    return Denoiser(OfGaussian(mean), S).double()
+class Loud(nn.Module):
+    """A raw network F that depends on all it is given."""
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        """Map (b, 2 C, H, W) and (b,) to (b, C, H, W)."""
+        noisy, first = x.chunk(2, dim=1)
+        return torch.tanh(noisy - 2 * first + level[:, None, None, None])
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def _fit(images: Tensor, seed: int = 0, **settings: float) -> EDMModule:
-    spec = EDMSpec(**({"channels": 8, "steps": 60, "batch_size": 32, "sampling_steps": 3} | settings))
+@pytest.fixture(scope="module")
+def prior() -> GaussianPrior:
+    """Return a Gaussian of nine pixels, narrow in most directions and wide in three."""
+    directions = torch.linalg.qr(_random(9, 9))[0][:3]
+    return GaussianPrior(directions, torch.tensor([2.0, 1.0, 0.3]).double(), torch.tensor(0.2).double())
+
+
+@pytest.fixture(scope="module")
+def covariance(prior: GaussianPrior) -> Tensor:
+    """Return the covariance (9, 9) of that Gaussian, written out."""
+    along = prior.directions.T @ prior.directions
+    return prior.directions.T @ prior.deviations.square().diag() @ prior.directions + 0.04 * (torch.eye(9) - along)
+
+
+def _fit(images: Tensor, seed: int = 0, **settings: float | str) -> EDMModule:
+    spec = EDMSpec(**({"channels": 8, "steps": 6, "batch_size": 32, "sampling_steps": 3} | settings))
     return EDMModule(spec, tuple(images.shape[1:])).fit(images, seed)
 
 
@@ -53,67 +67,86 @@ def zeros(digits: Splits) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def trained(zeros: Tensor) -> Denoiser:
-    """Return the denoiser of a module fitted to the zeros for 60 steps."""
-    state = _fit(zeros).state()
-    denoiser = Denoiser(UNet((1, 8, 8), channels=8), 1.0)
-    denoiser.load_state_dict(state)
+def state(zeros: Tensor) -> dict[str, Tensor]:
+    """Return the state of a module fitted to the zeros for 150 steps, with EDM's own preconditioning."""
+    return _fit(zeros, rank=0, steps=150, learning_rate=5e-3).state()
+
+
+@pytest.fixture(scope="module")
+def trained(state: dict[str, Tensor]) -> Denoiser:
+    """Return the denoiser in that state."""
+    denoiser = Denoiser(UNet(2, 1, channels=8), GaussianPrior.isotropic(64))
+    denoiser.load_state_dict({name[len("denoiser.") :]: value for name, value in state.items() if name.startswith("denoiser.")})
     return denoiser.eval()
 
 
-@pytest.mark.parametrize("mean", [0.0, 0.3, -1.0])
-def test_preconditioning_holds_the_optimal_denoiser_of_a_gaussian(mean: float) -> None:
-    """For pixels of N(m, s^2) the optimal denoiser is (s^2 x + sigma^2 m) / (s^2 + sigma^2): with m = 0, F = 0 is optimal."""
+def test_the_silent_denoiser_is_the_best_of_a_gaussian(prior: GaussianPrior, covariance: Tensor) -> None:
+    """For N(0, C) the best denoiser is C (C + sigma^2 I)^-1 x, which is D with F = 0, and its mean square error is c_out^2."""
     x = _random(len(LEVELS), 1, 3, 3)
-    sigma = LEVELS[:, None, None, None]
-    expected = (S**2 * x + sigma**2 * mean) / (S**2 + sigma**2)
-    assert torch.allclose(_denoiser(mean)(x, LEVELS), expected, atol=1e-6)
+    denoised = Denoiser(Silent(), prior)(x, LEVELS).flatten(1)
+    for sigma, image, found, error in zip(LEVELS, x.flatten(1), denoised, prior.error(LEVELS), strict=True):
+        gain = covariance @ torch.linalg.inv(covariance + sigma**2 * torch.eye(9))
+        assert torch.allclose(found, gain @ image)
+        left = torch.eye(9) - gain
+        expected = (left @ covariance @ left.T + sigma**2 * gain @ gain.T).trace() / 9
+        assert torch.allclose(error.square(), expected)
 
 
-def test_preconditioning_keeps_unit_variance() -> None:
-    """The network's input and target have variance 1 at every sigma, and c_noise is ln(sigma) / 4."""
-    c_skip, c_out, c_in, c_noise = _denoiser().coefficients(LEVELS)
-    one = torch.ones_like(LEVELS)
-    assert torch.allclose(c_in**2 * (S**2 + LEVELS**2), one)
-    assert torch.allclose(((1 - c_skip) ** 2 * S**2 + c_skip**2 * LEVELS**2) / c_out**2, one)
-    assert torch.allclose(c_noise, LEVELS.log() / 4)
+def test_without_directions_it_is_the_preconditioning_of_edm() -> None:
+    """For independent pixels of unit variance D = c_skip x + c_out F(c_in x) with the coefficients of EDM's table 1."""
+    x, sigma = _random(len(LEVELS), 1, 3, 3), LEVELS[:, None, None, None]
+    denoised = Denoiser(Loud(), GaussianPrior.isotropic(9).double())(x, LEVELS)
+    total = sigma**2 + 1
+    c_skip, c_out, c_in, c_noise = 1 / total, sigma / total.sqrt(), 1 / total.sqrt(), sigma.log() / 4
+    raw = torch.tanh(c_in * x - 2 * c_skip * x + c_noise)
+    assert torch.allclose(denoised, c_skip * x + c_out * raw, atol=1e-6)
 
 
-def test_loss_of_the_zero_network_has_a_closed_form() -> None:
-    """At F = 0 the loss is the mean of (sigma y / s - s n)^2 / (s^2 + sigma^2), whose expectation over y and n is 1."""
-    clean, noise = S * _random(50_000, 1, 1, 1, seed=1), _random(50_000, 1, 1, 1, seed=2)
-    sigma = (_random(50_000, seed=3) * 1.2 - 1.2).exp()
-    levels = sigma[:, None, None, None]
-    loss = _denoiser().loss(clean, sigma, noise)
-    assert torch.allclose(loss, ((levels * clean / S - S * noise) ** 2 / (S**2 + levels**2)).mean())
-    assert abs(loss - 1) < 5 * math.sqrt(2 / 50_000)
+def test_noise_is_drawn_with_the_covariance_of_noisy_images(prior: GaussianPrior, covariance: Tensor) -> None:
+    """Standard normal numbers become draws of N(0, C + sigma^2 I), by its symmetric square root."""
+    root = prior.noisy(torch.eye(9).double().reshape(9, 1, 3, 3), 1.5).flatten(1)
+    assert torch.allclose(root, root.T)
+    assert torch.allclose(root @ root, covariance + 1.5**2 * torch.eye(9))
 
 
-def test_loss_is_the_weighted_error_of_the_denoiser() -> None:
+def test_loss_of_the_silent_network_has_a_closed_form(prior: GaussianPrior) -> None:
+    """At F = 0 the loss is the mean of |y - G(y + sigma n)|^2 / c_out^2, whose expectation over the Gaussian's y and n is 1."""
+    n = 20_000
+    clean, noise = prior.noisy(_random(n, 1, 3, 3, seed=1), 0.0), _random(n, 1, 3, 3, seed=2)
+    sigma = (_random(n, seed=3) * 1.2 - 1.2).exp()
+    error = clean - prior(clean + sigma[:, None, None, None] * noise, sigma)
+    loss = Denoiser(Silent(), prior).loss(clean, sigma, noise)
+    assert torch.allclose(loss, (error.square().flatten(1).mean(1) / prior.error(sigma).square()).mean())
+    assert abs(loss - 1) < 5 * math.sqrt(2 / n)
+
+
+def test_loss_is_the_weighted_error_of_the_denoiser(prior: GaussianPrior) -> None:
     """For any network the loss is the mean of |D(y + sigma n; sigma) - y|^2 / c_out^2 (EDM, equation 8)."""
-    denoiser = _denoiser(mean=0.7)
-    clean, noise, levels = _random(5, 1, 4, 4, seed=1), _random(5, 1, 4, 4, seed=2), LEVELS[:, None, None, None]
+    denoiser, levels = Denoiser(Loud(), prior), LEVELS[:, None, None, None]
+    clean, noise = _random(5, 1, 3, 3, seed=1), _random(5, 1, 3, 3, seed=2)
     error = denoiser(clean + levels * noise, LEVELS) - clean
-    expected = (error / denoiser.coefficients(levels)[1]).square().mean()
+    expected = (error / prior.error(LEVELS)[:, None, None, None]).square().mean()
     assert torch.allclose(denoiser.loss(clean, LEVELS, noise), expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("mean", [0.0, 0.3])
-def test_heun_converges_to_the_exact_path_with_order_two(mean: float) -> None:
-    """The path of a Gaussian is x - m growing as sqrt(s^2 + sigma^2); halving Heun's steps quarters the distance from it."""
-    start = 10 * _random(6, 1, 2, 2)
-    exact = mean + (start - mean) * math.sqrt((S**2 + 0.02**2) / (S**2 + 10**2))
+@pytest.mark.parametrize("independent", [True, False])
+def test_heun_converges_to_the_exact_path_with_order_two(prior: GaussianPrior, independent: bool) -> None:
+    """A Gaussian's path is (C + sigma^2 I)^(1/2) z, so sqrt(1 + sigma^2) z for C = I; halving Heun's steps quarters the error."""
+    prior = GaussianPrior.isotropic(9).double() if independent else prior
+    z = _random(6, 1, 3, 3)
+    exact = prior.noisy(z, 0.02)
+    assert not independent or torch.allclose(exact, math.sqrt(1 + 0.02**2) * z)
     errors = []
-    for steps in (33, 65, 129):
-        end = heun(_denoiser(mean), start, sigma_schedule(steps, 0.02, 10.0, 7.0)[:-1])
+    for steps in (65, 129, 257):
+        end = heun(Denoiser(Silent(), prior), prior.noisy(z, 10.0), sigma_schedule(steps, 0.02, 10.0, 7.0)[:-1])
         errors.append(float((end - exact).abs().max()))
     assert errors[-1] < 1e-3
-    assert all(3.5 < coarse / fine < 4.5 for coarse, fine in pairwise(errors))
+    assert all(3.6 < coarse / fine < 4.4 for coarse, fine in pairwise(errors))
 
 
-def test_the_last_step_ends_in_the_denoiser() -> None:
-    """A step to sigma = 0 returns D(x; sigma) itself, and Heun's step elsewhere is the mean of the slopes at both ends."""
-    denoiser, x = _denoiser(0.3), _random(2, 1, 2, 2)
+def test_the_last_step_ends_in_the_denoiser(prior: GaussianPrior) -> None:
+    """A step to sigma = 0 returns D(x; sigma) itself, and Heun's step elsewhere follows the mean of the slopes at both ends."""
+    denoiser, x = Denoiser(Loud(), prior), _random(2, 1, 3, 3)
     level = {sigma: x.new_full((2,), sigma) for sigma in (2.0, 1.0)}
     assert torch.allclose(heun(denoiser, x, [2.0, 0.0]), denoiser(x, level[2.0]))
     first = (x - denoiser(x, level[2.0])) / 2.0
@@ -138,32 +171,31 @@ def test_one_step_goes_from_the_top_to_zero() -> None:
     assert sigma_schedule(1, 0.02, 80.0, 7.0) == [pytest.approx(80.0), 0.0]
 
 
-def test_a_silent_network_samples_the_gaussian_of_its_noise() -> None:
-    """A module whose network is zero shrinks its stream of noise along the exact path to N(0, sigma_data^2)."""
-    spec = EDMSpec(channels=8, sampling_steps=60)
-    shape = (1, 4, 4)
-    state = {name: torch.zeros_like(tensor) for name, tensor in Denoiser(UNet(shape, 8), S).state_dict().items()}
-    drawn = EDMModule.restore(spec, shape, state | {"sigma_data": torch.tensor(S)}).sample(10, torch.Generator().manual_seed(4))
-    noise = torch.randn((BLOCK, *shape), generator=torch.Generator().manual_seed(4))[:10]
-    low = S**2 + spec.sigma_min**2
-    exact = noise * spec.sigma_max * math.sqrt(low / (S**2 + spec.sigma_max**2)) * S**2 / low
-    assert (drawn.int() - to_uint8(exact).int()).abs().max() <= 2
+def test_a_silent_module_samples_its_gaussian(zeros: Tensor) -> None:
+    """A module whose network is zero turns its stream z into centre + scale C (C + sigma_min^2 I)^(-1/2) z."""
+    module = _fit(zeros, steps=1, rank=8, sampling_steps=80)
+    state = {name: value * (not name.startswith("denoiser.network")) for name, value in module.state().items()}
+    drawn = EDMModule.restore(module.spec, (1, 8, 8), state).sample(10, torch.Generator().manual_seed(4))
+    prior = GaussianPrior(*(state[f"denoiser.prior.{name}"] for name in ("directions", "deviations", "floor")))
+    low = module.spec.sigma_min
+    z = torch.randn((BLOCK, 1, 8, 8), generator=torch.Generator().manual_seed(4))[:10]
+    exact = prior(prior.noisy(z, low), torch.full((10,), low)) * state["scale"] + state["centre"]
+    assert (drawn.int() - to_uint8(exact).int()).abs().max() <= 5
 
 
-def test_training_learns_the_class(zeros: Tensor, trained: Denoiser) -> None:
-    """Sixty steps on one class bring the loss below that of the zero network, with which training begins."""
-    clean = to_unit(zeros)
+def test_training_learns_the_class(zeros: Tensor, state: dict[str, Tensor], trained: Denoiser) -> None:
+    """Training on one class brings the loss below that of the silent network, with which training begins."""
+    clean = (to_unit(zeros) - state["centre"]) / state["scale"]
     random = torch.Generator().manual_seed(5)
-    sigma = (torch.randn(len(clean), generator=random) * 1.2 - 1.2).exp()
+    sigma = (torch.randn(len(clean), generator=random) * 1.4 - 0.4).exp()
     noise = torch.randn(clean.shape, generator=random)
-    silent = Denoiser(OfGaussian(), float(trained.sigma_data))
     with torch.no_grad():
-        assert trained.loss(clean, sigma, noise) < 0.7 * silent.loss(clean, sigma, noise)
+        assert trained.loss(clean, sigma, noise) < 0.9 * Denoiser(Silent(), trained.prior).loss(clean, sigma, noise)
 
 
 def test_a_trained_network_looks_at_the_noise_level(trained: Denoiser) -> None:
     """After training the same input at another level gives another output."""
-    x = _random(2, 1, 8, 8).float()
+    x = _random(2, 2, 8, 8).float()
     with torch.no_grad():
         low, high = (trained.network(x, torch.full((2,), level)) for level in (-1.0, 1.0))
     assert (low - high).abs().max() > 1e-3
@@ -175,13 +207,49 @@ def test_another_seed_gives_other_weights(zeros: Tensor) -> None:
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
-def test_sigma_data_is_the_spread_of_the_pixels(zeros: Tensor) -> None:
-    """sigma_data is the standard deviation of the pixels in [-1, 1], at least 0.05, and a number that float16 holds exactly."""
-    spread = _fit(zeros, steps=1).state()["sigma_data"]
-    assert spread == pytest.approx(float(to_unit(zeros).std(correction=0)), rel=1e-3)
-    blank = _fit(torch.full((3, 1, 8, 8), 200, dtype=torch.uint8), steps=1).state()["sigma_data"]
-    assert blank == pytest.approx(0.05, rel=1e-3)
-    assert all(value == value.half().float() for value in (spread, blank))
+def test_the_prior_is_the_gaussian_of_the_images(zeros: Tensor) -> None:
+    """Centre and scale standardize the images; the prior has the largest eigenvalues of their covariance and the others' mean."""
+    rows = to_unit(zeros).flatten(1)
+    prior, centre, scale = GaussianPrior.fit(rows, 5, seed=0)
+    standard = (rows - centre) / scale
+    assert torch.allclose(standard.mean(0), torch.zeros(64), atol=2e-3)
+    assert standard.square().mean() == pytest.approx(1.0, rel=2e-3)
+    values, vectors = torch.linalg.eigh(standard.T.cov())
+    assert torch.allclose(prior.deviations.square(), values.flip(0)[:5], rtol=5e-3)
+    assert torch.allclose((prior.directions @ vectors.flip(1)[:, :5]).abs(), torch.eye(5), atol=2e-2)
+    assert prior.floor.square() == pytest.approx(float(values[:-5].mean()), rel=5e-3)
+    for tensor in (centre, scale, *prior.state_dict().values()):
+        assert torch.equal(tensor, tensor.half().float())
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("copies", [1, 2, 7])
+def test_equal_images_are_learned(copies: int) -> None:
+    """A class of one image, or of equal ones, has a finite module, whose prior has fewer directions than images."""
+    state = _fit(torch.full((copies, 3, 4, 4), 200, dtype=torch.uint8), steps=2).state()
+    assert all(tensor.isfinite().all() for tensor in state.values())
+    assert len(state["denoiser.prior.deviations"]) == copies - 1
+    assert torch.allclose(state["centre"], torch.full((3, 4, 4), 200 / 127.5 - 1), atol=1e-3)
+
+
+@pytest.mark.parametrize(("symmetry", "square", "oblong"), [("none", 1, 1), ("mirror", 2, 2), ("dihedral", 8, 4)])
+def test_symmetric_copies_are_a_group(symmetry: str, square: int, oblong: int) -> None:
+    """An image without symmetry has 1, 2 or 8 different copies, 4 where the sides differ; copies of a copy are the same set."""
+    for sides, count in (((3, 3), square), ((2, 3), oblong)):
+        image = torch.arange(math.prod(sides)).reshape(1, 1, *sides)
+        copies = {tuple(copy.flatten().tolist()): copy for copy in symmetric_copies(image, symmetry)}
+        assert len(copies) == count and {copy.shape for copy in copies.values()} == {image.shape}
+        for copy in copies.values():
+            assert {tuple(again.flatten().tolist()) for again in symmetric_copies(copy, symmetry)} == set(copies)
+
+
+@pytest.mark.parametrize("symmetry", ["mirror", "dihedral"])
+def test_a_symmetric_class_is_learned(symmetry: str) -> None:
+    """Images of unequal sides are learned under any symmetry, and the centre has the symmetry."""
+    images = torch.randint(0, 256, (5, 1, 4, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    centre = _fit(images, steps=1, symmetry=symmetry).state()["centre"]
+    assert torch.equal(centre, centre.flip(-1))
+    assert symmetry == "mirror" or torch.equal(centre, centre.flip(-2))
 
 
 def test_images_shown_counts_repetitions(zeros: Tensor) -> None:
@@ -190,31 +258,29 @@ def test_images_shown_counts_repetitions(zeros: Tensor) -> None:
 
 
 def test_divergence_is_refused(zeros: Tensor) -> None:
-    """Training that ends in weights that are not finite raises an error with a remedy and leaves no such module on the wire."""
+    """Training that ends in weights that are not finite raises an error with a remedy, so that no such module is sent."""
     with pytest.raises(ModuleError, match="not finite after fitting: lower the learning rate"):
         _fit(zeros, steps=4, learning_rate=1e38)
 
 
-@pytest.mark.parametrize(
-    ("shape", "patch"), [((1, 7, 7), 1), ((3, 28, 28), 2), ((1, 9, 5), 4), ((3, 8, 8), 1), ((1, 1, 1), 1), ((1, 5, 8), 2)]
-)
-def test_the_network_keeps_any_shape_and_begins_at_zero(shape: tuple[int, int, int], patch: int) -> None:
-    """For any height and width the output has the input's shape, and before training it is zero."""
-    network = UNet(shape, channels=8, depth=2, patch=patch)
-    output = network(torch.randn((2, *shape)), torch.zeros(2))
-    assert output.shape == (2, *shape) and not output.any()
+@pytest.mark.parametrize(("sides", "patch"), [((7, 7), 1), ((28, 28), 2), ((9, 5), 4), ((8, 8), 1), ((1, 1), 1), ((5, 8), 2)])
+def test_the_network_keeps_any_shape_and_begins_at_zero(sides: tuple[int, int], patch: int) -> None:
+    """For any height and width the output has the input's, and before training it is zero."""
+    output = UNet(6, 3, channels=8, depth=2, patch=patch)(torch.randn((2, 6, *sides)), torch.zeros(2))
+    assert output.shape == (2, 3, *sides) and not output.any()
 
 
-def test_blocks_begin_as_the_identity() -> None:
-    """Before training, a residual block of equal widths and an attention return their input."""
+def test_blocks_begin_as_the_identity_plus_a_bias() -> None:
+    """Before training, a residual block and an attention add the same number to every pixel of a channel, whatever the input."""
     x, embedding = _random(2, 8, 4, 4).float(), _random(2, 6).float()
-    assert torch.equal(ResidualBlock(8, 8, 6)(x, embedding), x)
-    assert torch.equal(Attention(8)(x), x)
+    outputs = [ResidualBlock(8, 6, attention)(x, embedding) for attention in (False, True)] + [Attention(8)(x)]
+    for added in (output - x for output in outputs):
+        assert torch.allclose(added, added[:1, :, :1, :1].expand_as(added), atol=1e-6)
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
-    """Over 100 steps the rate climbs linearly for 5, is 1, halves midway down the cosine and would be 0 after the last."""
+    """Over 100 steps the rate climbs linearly for 10, is 1, halves midway down the cosine and would be 0 after the last."""
     rates = [warmup_cosine(step, 100) for step in range(101)]
-    assert rates[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
-    assert rates[100] == pytest.approx(0.0) and warmup_cosine(53, 101, warmup=5 / 101) == pytest.approx(0.5)
-    assert all(before >= after for before, after in pairwise(rates[4:]))
+    assert rates[:11] == pytest.approx([(step + 1) / 10 for step in range(10)] + [1.0])
+    assert rates[100] == pytest.approx(0.0) and warmup_cosine(55, 100) == pytest.approx(0.5)
+    assert all(before >= after for before, after in pairwise(rates[9:]))

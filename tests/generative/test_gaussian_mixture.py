@@ -38,7 +38,9 @@ def _moments(module: GaussianMixtureModule) -> tuple[Tensor, Tensor]:
     return state["mean"] + center @ state["basis"], covariance + residual
 
 
-@pytest.mark.parametrize("settings", [{"components": 3, "mixtures": 2, "residual_noise": True}, {"components": 16, "mixtures": 3}])
+@pytest.mark.parametrize(
+    "settings", [{"components": 3, "mixtures": 2, "residual_noise": True}, {"components": 16, "mixtures": 3}]
+)
 def test_samples_have_the_moments_of_the_mixture(settings: dict[str, int]) -> None:
     """Mean and covariance of many samples are the fitted mixture's closed form, up to Monte-Carlo error and rounding."""
     module = _fit(_two_clouds(), **settings)

@@ -4,12 +4,12 @@ import itertools
 import time
 
 import pytest
-from clients.client_app import app
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 from local_grid import LocalGrid, error_reply
 
+from clients.client_app import app
 from ff_flower.errors import RunError, VerificationError
 from ff_flower.reports import Answer, Interval
 from strategies.nodes import Failure, check_answer, in_partition_order, last_line, missing_nodes, wait_for_nodes

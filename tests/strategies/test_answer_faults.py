@@ -1,0 +1,136 @@
+"""Faults in answers: what a node answers is used where it can be, else named, and the others agree without it."""
+
+import json
+
+import pytest
+import torch
+from tampering import LIAR, at, claim, failing, lost, report_of
+
+from ff_flower.messages import file_record, read_tensors
+from ff_flower.run_directory import weights_file
+
+
+@pytest.fixture
+def unanswered(finished, tmp_path):
+    """Return a run whose modules are registered and whose answers are all lost."""
+    copy = finished.copy(tmp_path)
+    for path in copy.directory.path.glob("nodes/*/answer.json"):
+        path.unlink()
+    return copy
+
+
+def answer_with(**metrics):
+    """Return a change of an answer's metrics."""
+
+    def change(reply):
+        values = json.loads(reply.content["report"]["json"])
+        values["metrics"] |= metrics
+        return report_of(json.dumps(values))(reply)
+
+    return change
+
+
+def carrying(record, files):
+    """Return a change that puts ``files`` in the place of a record; None removes it."""
+
+    def change(reply):
+        del reply.content[record]
+        if files is not None:
+            reply.content[record] = file_record(files)
+        return reply
+
+    return change
+
+
+ANSWER_FAULTS = {
+    "raises": (failing, "MemoryError: no memory left"),
+    "is silent": (lost, "no reply in time"),
+    "reports garbage": (report_of("garbage"), "report: not JSON"),
+    "answers for nobody": (claim(99), "partition-id 99: it must be 0 to 4"),
+    "knows three classes": (answer_with(per_class_recall=[1.0] * 3), "report: an answer with 3 recalls; there are 10 classes"),
+    "claims too much": (answer_with(accuracy=1.5), "report: malformed answer"),
+    "claims nothing": (answer_with(accuracy=None), "report: malformed answer"),
+    "keeps its logits back": (carrying("logits", None), "report: an answer came with files ['weights']"),
+    "sends a path": (carrying("logits", {"../../../escaped": b""}), "report: an answer came with files ['../../../escaped'"),
+    "sends no tensors": (carrying("weights", {"weights": b"garbage"}), "safetensors:"),
+}
+
+
+@pytest.mark.parametrize("fault", ANSWER_FAULTS)
+def test_a_node_without_a_usable_answer_is_named(fault, unanswered, finished):
+    """An answer that breaks a rule is kept nowhere and counted nowhere; the rest agree without it."""
+    change, reason = ANSWER_FAULTS[fault]
+    one = unanswered.again(at("evaluate", change))
+    ((partition, found),) = [(failure["partition"], failure["reason"]) for failure in one.metrics["missing"]]
+    assert partition == LIAR and reason in found
+    assert not (one.directory.path / f"nodes/{LIAR}/answer.json").exists()
+    assert not list(one.directory.path.parent.parent.rglob("*escaped*"))
+    assert set(one.metrics["results"]) == set(finished.metrics["results"])
+
+
+def test_the_next_session_asks_for_the_missing_answer_alone(unanswered, finished):
+    """After one lost answer the same spec asks that node alone to answer, and then equals a run without fault."""
+    again = unanswered.again(at("evaluate", lost)).again()
+    assert [asked for asked in again.grid.asked if asked[0] == "evaluate"] == [("evaluate", LIAR)]
+    assert again.metrics["missing"] == [] and again.scores() == finished.scores()
+
+
+def test_a_node_that_fails_when_its_modules_are_known_is_named(unanswered):
+    """A node whose modules an earlier session kept, and which is gone now, is missing among the answers, with its reason."""
+    one = unanswered.again(at("train", failing))
+    assert one.metrics["missing"] == [{"partition": LIAR, "reason": "MemoryError: no memory left"}]
+    assert len(one.modules()) == 10 and "student" in one.metrics["results"]
+
+
+LOGITS_LEFT_OUT = {
+    "of another set": {"logits": torch.zeros(3, 10)},
+    "not finite": {"logits": torch.full((100, 10), torch.nan)},
+    "under another name": {"others": torch.zeros(100, 10)},
+}
+
+
+@pytest.mark.parametrize("fault", LOGITS_LEFT_OUT)
+def test_logits_that_cannot_be_pooled_are_left_out_and_noted(fault, unanswered, finished):
+    """Logits of another shape, name, or not finite change the student no more than their node's silence does."""
+    one = unanswered.again(at("evaluate", carrying("logits", {"logits": weights_file(LOGITS_LEFT_OUT[fault])})))
+    (note,) = one.metrics["notes"]
+    assert note.startswith(f"logits of node {LIAR} left out") and "student" in one.metrics["results"]
+    assert one.metrics["results"]["product_of_experts"] == finished.metrics["results"]["product_of_experts"] | {
+        "bytes": one.metrics["results"]["product_of_experts"]["bytes"]
+    }
+
+
+def test_without_any_usable_logits_there_is_no_student(unanswered):
+    """Where no node's logits can be pooled the run ends with the other results and a note for each node."""
+    useless = carrying("logits", {"logits": weights_file(LOGITS_LEFT_OUT["not finite"])})
+    one = unanswered.again(lambda sender, reply: useless(reply) if reply.metadata.message_type == "evaluate" else reply)
+    assert len(one.metrics["notes"]) == 5
+    assert set(one.metrics["results"]) == {"server", "client_mean", "product_of_experts"}
+
+
+@pytest.mark.parametrize("damage", [lambda t: t * torch.nan, lambda t: t[..., :1], lambda t: t[None]])
+def test_a_classifier_that_is_none_is_left_out_and_noted(damage, unanswered):
+    """Weights that are not finite, or make another network, take no part in the product of experts."""
+
+    def change(reply):
+        tensors = read_tensors(reply.content["weights"]["weights"].data)
+        return carrying("weights", {"weights": weights_file({name: damage(t) for name, t in tensors.items()})})(reply)
+
+    one = unanswered.again(at("evaluate", change))
+    (note,) = one.metrics["notes"]
+    assert (
+        note.startswith(f"classifier of node {LIAR} left out") and 0 <= one.metrics["results"]["product_of_experts"]["auroc"] <= 1
+    )
+
+
+def test_a_set_that_differs_by_rounding_is_pooled_and_noted(unanswered, finished):
+    """A node that built another synthetic set takes part all the same, and the notes say so."""
+
+    def change(reply):
+        values = json.loads(reply.content["report"]["json"])
+        return report_of(json.dumps(values | {"synthetic_digest": "0" * 64}))(reply)
+
+    one = unanswered.again(at("evaluate", change))
+    (note,) = one.metrics["notes"]
+    assert f"nodes [{LIAR}] agree with the server's up to rounding only" in note
+    assert one.scores() == finished.scores()

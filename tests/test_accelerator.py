@@ -1,0 +1,67 @@
+"""Where tensors live, and what a process is set to."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from ff_flower.accelerator import accelerate, low_precision, place, prepare, select_device
+from ff_flower.config import RunSpec
+from ff_flower.errors import ConfigError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def torch_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Put torch's global settings back as they were."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", os.environ.get("CUBLAS_WORKSPACE_CONFIG", ":4096:8"))
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    yield
+    torch.set_num_threads(before[0])
+    torch.use_deterministic_algorithms(before[1])
+    torch.backends.cudnn.benchmark = before[2]
+
+
+def test_auto_takes_the_gpu_where_there_is_one() -> None:
+    """``cpu`` is always the CPU; ``auto`` is a GPU exactly when this process sees one."""
+    assert select_device("cpu") == CPU
+    assert select_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this process sees a GPU")
+def test_a_missing_gpu_is_refused() -> None:
+    """Asking for a GPU that this process does not see is an error which says how to get one."""
+    with pytest.raises(ConfigError, match=r"device = 'cuda': this process sees no GPU; .*client-resources-num-gpus.*'auto'"):
+        select_device("cuda")
+
+
+@pytest.mark.usefixtures("torch_as_before")
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_process_is_set_as_the_run_demands(deterministic: bool) -> None:
+    """Threads and determinism are those that were asked for; 0 threads means all cores."""
+    spec = RunSpec(device="cpu", deterministic=deterministic)
+    assert prepare(spec, threads=2) == CPU
+    assert torch.get_num_threads() == 2
+    assert torch.are_deterministic_algorithms_enabled() is deterministic
+    prepare(spec, threads=0)
+    assert torch.get_num_threads() == os.cpu_count()
+
+
+def test_on_a_cpu_networks_stay_as_they_are() -> None:
+    """Placing and accelerating on a CPU return the network itself, its weights unchanged."""
+    network = nn.Conv2d(1, 2, 3)
+    weight = network.weight.detach().clone()
+    assert place(network, CPU) is network and accelerate(network, CPU) is network
+    assert torch.equal(network.weight, weight)
+
+
+def test_low_precision_is_for_speed_only() -> None:
+    """Inside the context a product is close to the exact one; outside it is the exact one."""
+    a, b = (torch.randn((8, 8), generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    exact = a @ b
+    with low_precision(CPU):
+        assert torch.allclose((a @ b).float(), exact, atol=0.1)
+    assert torch.equal(a @ b, exact)
