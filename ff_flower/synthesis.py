@@ -57,7 +57,8 @@ class SyntheticDataset:
 
     def digest(self) -> str:
         """Return the SHA-256 of images and labels, by which nodes and server see that they hold the same set."""
-        content = hashlib.sha256(self.data.images.numpy().tobytes())
+        content = hashlib.sha256(repr(tuple(self.data.images.shape)).encode())
+        content.update(self.data.images.numpy().tobytes())
         content.update(self.data.labels.numpy().tobytes())
         return content.hexdigest()
 

@@ -198,7 +198,10 @@ def main(
             raise typer.Exit(FAILED)
         print()
         show(run_tables(finished.metrics))
-        print(f"wall clock: {time.monotonic() - began:.1f} s\nrun directory: {finished.directory}")
+        wall = time.monotonic() - began
+        outside = max(0.0, wall - sum(value for stage, value in finished.metrics["seconds"].items() if stage != "total"))
+        print(f"wall clock: {wall:.1f} s, of which {outside:.1f} s are none of the stages' (Flower, Ray, imports, data)")
+        print(f"run directory: {finished.directory}")
         if finished.exit_code == PARTIAL:
             print("the run is partial:", *gaps(finished.metrics), sep="\n  ", file=sys.stderr)
         raise typer.Exit(finished.exit_code)

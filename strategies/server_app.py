@@ -57,7 +57,8 @@ def run(grid: Grid, spec: RunSpec) -> RunDirectory:
     outcome = Outcome(spec, splits.info, directory, Ledger.read(directory.path / "ledger.jsonl"))
     counts = label_distribution(splits.train.labels.numpy(), parts, splits.num_classes)
     directory.write_json("label_distribution.json", {"classes": list(splits.info.classes), "counts": counts.tolist()})
-    label_distribution_figure(counts, splits.info.classes, directory.path / "label_distribution.png")
+    if not (picture := directory.path / "label_distribution.png").exists():
+        label_distribution_figure(counts, splits.info.classes, picture)
     METHODS[spec.method](grid, splits, outcome, device)
     outcome.write(time.time() - began)
     if not outcome.missing and not outcome.quarantined:

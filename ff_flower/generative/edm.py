@@ -119,7 +119,7 @@ class EDMModule(GenerativeModule[EDMSpec]):
         with torch.device("meta"):
             empty = module._build(GaussianPrior.isotropic(math.prod(image_shape), rank))
         check_state(state, {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}, cls.kind)
-        network = module._build(GaussianPrior.isotropic(math.prod(image_shape), rank))
+        network = seeded(lambda: module._build(GaussianPrior.isotropic(math.prod(image_shape), rank)), seed=0)
         network.load_state_dict(dict(state))
         module._network = place(network.eval(), module.device)
         return module
