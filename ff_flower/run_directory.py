@@ -26,7 +26,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .config import RunSpec
+from .config import RunSpec, Scalar
 from .environment import describe_environment
 from .errors import RunError
 
@@ -47,6 +47,25 @@ def run_path(spec: RunSpec) -> Path:
     """Return the run directory that belongs to ``spec``, whether or not it exists."""
     data = re.sub(r"[^A-Za-z0-9]+", "-", Path(spec.data.name.partition(":")[2] or spec.data.name).stem)
     return output_root(spec) / f"{data}-{spec.method}-{spec.partition.kind}-seed{spec.seed}-{spec.digest()[:10]}"
+
+
+def read_spec(run: Path) -> dict[str, Scalar]:
+    """Return the flat spec of a run directory, see ``config.from_run_config``.
+
+    Raises
+    ------
+    RunError
+        Where there is none, or it is of another format version.
+    """
+    path = run / "spec.json"
+    try:
+        values: dict[str, Scalar] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read ({error}); name a run directory") from error
+    if values.pop("format_version", None) != FORMAT_VERSION:
+        raise RunError(f"{path}: is not of format version {FORMAT_VERSION}; run the spec again")
+    values.pop("digest", None)
+    return values
 
 
 class RunDirectory:

@@ -30,6 +30,17 @@ def report(
 
 
 @app.command()
+def gallery(
+    run: Annotated[Path, typer.Argument(help="A run directory.")], picture: Annotated[Path, typer.Argument(help="The PNG file.")]
+) -> None:
+    """Draw real images beside samples of a run's modules, two rows per module."""
+    from .gallery import draw_gallery
+
+    with refusing():
+        draw_gallery(run, picture)
+
+
+@app.command()
 def datasets(markdown: Markdown = False) -> None:
     """List the image sets that ``data.name`` may name; beside them there are npz:/path/file.npz and folder:/path."""
     from ff_flower.data import DATASETS

@@ -156,6 +156,7 @@ class EDMModule(GenerativeModule[EDMSpec]):
         loss_of = accelerate(_Loss(denoiser), self.device)
         policy = AugmentationPolicy(horizontal_flip=spec.symmetry == "mirror", dihedral=spec.symmetry == "dihedral")
         strata = torch.arange(spec.batch_size, device=self.device)
+        recent = torch.ones((), device=self.device)  # the loss of a Gaussian class, with which every fit begins
         for step in range(1, spec.steps + 1):
             index = torch.randint(len(data), (spec.batch_size,), generator=random, device=self.device)
             clean = augment(data[index], policy, random)
@@ -172,8 +173,9 @@ class EDMModule(GenerativeModule[EDMSpec]):
             schedule.step()
             with torch.no_grad():
                 torch._foreach_lerp_(averages, weights, 1 / (1 + spec.ema * step))
-            if progress is not None and (step % max(1, spec.steps // 4) == 0):
-                progress(step, spec.steps, float(loss.detach()))
+            recent = recent.lerp(loss.detach(), 0.05)
+            if progress is not None and step % max(1, spec.steps // 4) == 0:
+                progress(step, spec.steps, float(recent))
 
     def _generate(self, noise: Tensor) -> Tensor:
         assert self._network is not None

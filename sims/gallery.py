@@ -1,0 +1,46 @@
+"""Real images beside samples of a run's modules, as one picture."""
+
+from pathlib import Path
+
+import torch
+
+from ff_flower.config import from_run_config
+from ff_flower.data import load_splits
+from ff_flower.errors import DataError
+from ff_flower.figures import sample_grid
+from ff_flower.registry import ModuleRegistry
+from ff_flower.run_directory import read_spec
+from ff_flower.seeding import generator
+from ff_flower.synthesis import load_module
+
+
+def draw_gallery(run: Path, picture: Path, columns: int = 16) -> None:
+    """Write a PNG with two rows per module: training images of its class, then its samples.
+
+    Parameters
+    ----------
+    run : Path
+        A run directory.
+    picture : Path
+        The PNG file.
+    columns : int
+        Images in a row.
+
+    Raises
+    ------
+    DataError
+        Where ``run`` holds no modules.
+    """
+    spec = from_run_config(read_spec(run))
+    splits = load_splits(spec.data, spec.seed)
+    registry = ModuleRegistry(run / "modules")
+    rows = []
+    for module in registry:
+        real = splits.train.of_label(module.manifest.label).images[:columns]
+        stream = generator(spec.seed, "sample", module.module_id)
+        made = load_module(registry, module.module_id).sample(columns, stream)
+        blank = real.new_full((columns - len(real), *real.shape[1:]), 255)
+        rows += [real, blank, made]
+    if not rows:
+        raise DataError(f"{run}: holds no modules; name the run directory of a federated-factory run")
+    sample_grid(torch.cat(rows), picture, columns)

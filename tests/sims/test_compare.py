@@ -1,0 +1,60 @@
+"""What a comparison runs, what it leaves out, and the picture of a run's samples."""
+
+import json
+
+import pytest
+from local_grid import LocalGrid, tiny
+from PIL import Image
+from typer.testing import CliRunner
+
+from clients.client_app import app as client_app
+from ff_flower.config import Method, RunSpec
+from ff_flower.errors import ConfigError
+from ff_flower.run_directory import read_spec
+from sims.cli import app
+from sims.compare import METHODS, finished, plan
+from strategies.server_app import run
+
+
+def test_every_method_meets_every_seed_on_the_same_settings():
+    """The plan is the product of methods and seeds, and its runs differ in nothing else."""
+    specs = plan(RunSpec(), METHODS, "0,7")
+    assert len(specs) == 10 and {(spec.method, spec.seed) for spec in specs} == {
+        (method, seed) for method in Method.__args__ for seed in (0, 7)
+    }
+    assert {spec.model_copy(update={"method": "local", "seed": 0}).digest() for spec in specs} == {
+        RunSpec(method="local").digest()
+    }
+
+
+@pytest.mark.parametrize(("methods", "seeds", "named"), [("fedsgd", "0", "fedprox"), ("fedavg", "0,one", "0,1,2")])
+def test_a_wrong_plan_is_refused_with_what_exists(methods, seeds, named):
+    """An unknown method is answered by the list of methods, a seed that is no number by an example."""
+    with pytest.raises(ConfigError, match=named):
+        plan(RunSpec(), methods, seeds)
+
+
+def test_a_finished_run_is_not_made_again(tmp_path):
+    """A run counts as finished exactly while its directory is whole."""
+    spec = tiny(tmp_path, method="centralized")
+    assert finished(spec) is None
+    directory = run(LocalGrid(client_app, spec.num_clients), spec)
+    assert finished(spec) == json.loads((directory.path / "metrics.json").read_text())
+    (directory.path / "classifiers" / "centralized.safetensors").write_bytes(b"changed")
+    assert finished(spec) is None
+
+
+def test_the_gallery_has_two_rows_per_module(tmp_path):
+    """Sixteen real images over sixteen samples for each module, 8x8 digits being drawn at 32 pixels with a border of one."""
+    spec = tiny(tmp_path / "runs", num_clients=2, partition__classes_per_node=5)
+    directory = run(LocalGrid(client_app, 2), spec)
+    assert read_spec(directory.path) == spec.flat()
+    picture = tmp_path / "gallery.png"
+    assert CliRunner().invoke(app, ["gallery", str(directory.path), str(picture)]).exit_code == 0
+    assert Image.open(picture).size == (16 * 34, 20 * 34)
+
+
+def test_a_gallery_of_nothing_is_refused(tmp_path):
+    """A folder that is no run directory is answered by its name."""
+    refused = CliRunner().invoke(app, ["gallery", str(tmp_path), str(tmp_path / "picture.png")])
+    assert refused.exit_code == 2 and "spec.json" in refused.output
