@@ -139,27 +139,31 @@ class EDMModule(GenerativeModule[EDMSpec]):
         network.scale.copy_(scale)
         network = place(network, self.device)
         average = copy.deepcopy(network).eval().requires_grad_(False)
-        standard = network.standardize(data.to(self.device))
-        self._optimize(network.denoiser, average.denoiser, standard, generator(seed, "steps", device=self.device), progress)
+        self._optimize(network, average, data.to(self.device), generator(seed, "steps", device=self.device), progress)
         self._network = average
         self.images_shown = self.spec.steps * self.spec.batch_size
 
     def _optimize(
-        self, denoiser: Denoiser, average: Denoiser, data: Tensor, random: torch.Generator, progress: Progress | None
+        self,
+        network: "_Standardized",
+        average: "_Standardized",
+        data: Tensor,
+        random: torch.Generator,
+        progress: Progress | None,
     ) -> None:
         """Take AdamW steps on EDM's loss, with warm-up and cosine decay, and follow the weights by a moving average."""
         spec, shape = self.spec, (self.spec.batch_size, *self.image_shape)
-        weights: list[Tensor] = list(denoiser.parameters())
+        weights: list[Tensor] = list(network.parameters())
         averages: list[Tensor] = list(average.parameters())
         optimizer = torch.optim.AdamW(weights, lr=spec.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, spec.steps))
-        loss_of = accelerate(_Loss(denoiser), self.device)
+        loss_of = accelerate(_Loss(network.denoiser), self.device)
         policy = AugmentationPolicy(horizontal_flip=spec.symmetry == "mirror", dihedral=spec.symmetry == "dihedral")
         strata = torch.arange(spec.batch_size, device=self.device)
         recent = torch.ones((), device=self.device)  # the loss of a Gaussian class, with which every fit begins
         for step in range(1, spec.steps + 1):
             index = torch.randint(len(data), (spec.batch_size,), generator=random, device=self.device)
-            clean = augment(data[index], policy, random)
+            clean = network.standardize(augment(data[index], policy, random))
             # One noise level in each of as many equally probable strata: the loss varies less than with independent draws.
             uniform = (strata + torch.rand(len(strata), generator=random, device=self.device)) / len(strata)
             sigma = (torch.special.ndtri(uniform.clamp(1e-4, 1 - 1e-4)) * spec.p_std + spec.p_mean).exp()

@@ -82,7 +82,9 @@ class GaussianPrior(nn.Module):
         variances, floor = self.deviations.square(), self.floor.square()
         rest = floor / (floor + noise)
         gains = variances / (variances + noise) - rest
-        return (rest * flat + (flat @ self.directions.T * gains) @ self.directions).reshape(x.shape)
+        # At low noise the error is a small part of the image: half precision would drown it.
+        with torch.autocast(x.device.type, enabled=False):
+            return (rest * flat + (flat @ self.directions.T * gains) @ self.directions).reshape(x.shape)
 
     def error(self, sigma: Tensor) -> Tensor:
         """Return the root mean square error per pixel (b,) of the posterior mean, where the data are this Gaussian."""
