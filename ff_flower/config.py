@@ -229,9 +229,9 @@ class AveragingSpec(Spec):
     The learning rate falls by a half cosine over the rounds; ``classifier.batch_size`` and ``augment`` hold here too.
     """
 
-    rounds: Count = 20
+    rounds: Count = 50
     local_epochs: Count = 1
-    learning_rate: Positive = 0.05
+    learning_rate: Positive = 0.2
     momentum: Fraction = 0.9
     weight_decay: NonNegative = 5e-4
     proximal_mu: NonNegative = 0.1
