@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sims.run import FAILED
+from sims.run import FAILED, Resources, execute, resolve_spec
+from sims.session import FlowerSession
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
@@ -52,3 +53,22 @@ def test_a_failed_job_says_why_once(tmp_path):
     assert said.count("unknown data set 'digitz'") == 1
     assert "Traceback" not in said
     assert "Traceback" in (tmp_path / "failed.log").read_text()
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two cores")
+def test_one_ray_worker_or_two_give_the_same_bytes(tmp_path):
+    """Module files and classifiers do not depend on how many Ray workers there are, nor on which of two runs made them."""
+    settings = [
+        *("num-clients=2", "partition.classes-per-node=5", "module.edm.channels=8", "module.edm.steps=4", "server-threads=1"),
+        *("synthesis.samples-per-class=20", "classifier.width=8", "classifier.steps=4", "distillation.steps=4"),
+    ]
+    made = []
+    with FlowerSession() as session:
+        for cpus in (1, os.cpu_count() or 1):
+            spec = resolve_spec("", [*settings, f"out={tmp_path / str(cpus)}"])
+            finished = execute(session, spec, Resources(cpus), tell=lambda line: None)
+            assert finished.exit_code == 0, finished.error
+            files = finished.directory.rglob("*.safetensors")
+            made.append({path.relative_to(finished.directory).as_posix(): path.read_bytes() for path in files})
+    assert len(made[0]) == 10 + 2 * 2 + 2
+    assert made[0] == made[1]
