@@ -183,9 +183,9 @@ class FederatedFactory(Strategy):
             module = self.registry.add(data, expectation)
             try:
                 self._check_claims(module, report)
-            except (ModuleError, ConfigError, VerificationError) as error:
+            except VerificationError:
                 self.registry.remove(module.module_id)
-                raise VerificationError(getattr(error, "rule", "architecture"), getattr(error, "detail", str(error))) from error
+                raise
         except VerificationError as error:
             self.registry.quarantine(data, error, source=f"node {partition}")
             self.refused.append({"partition": partition, "rule": error.rule, "detail": error.detail})
@@ -199,7 +199,10 @@ class FederatedFactory(Strategy):
         claimed = (report.modules.get(label), report.label_counts.get(label))
         if claimed != (module.module_id, module.manifest.num_examples):
             raise VerificationError("report", f"label {label} of {module.manifest.num_examples} images was reported as {claimed}")
-        load_module(self.registry, module.module_id)
+        try:
+            load_module(self.registry, module.module_id)
+        except (ModuleError, ConfigError) as error:
+            raise VerificationError("architecture", str(error)) from error
 
     def _withdraw_unreported(self) -> None:
         """Remove modules that an earlier, interrupted session left and no report names."""
