@@ -6,26 +6,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import ModuleSpec, Scalar, from_run_config, unknown_name
+from ..config import ImageShape, ModuleSpec, Scalar, from_run_config, unknown_name
 from ..errors import ModuleError
-from .base import BLOCK, GenerativeModule
+from .base import BLOCK, FitOptions, GenerativeModule
 from .edm import EDMModule
+from .flow import FlowModule
 from .gaussian_mixture import GaussianMixtureModule
 
-KINDS: dict[str, type[GenerativeModule[Any]]] = {kind.kind: kind for kind in (EDMModule, GaussianMixtureModule)}
+KINDS: dict[str, type[GenerativeModule[Any]]] = {kind.kind: kind for kind in (EDMModule, FlowModule, GaussianMixtureModule)}
 
 
 def build_module(
-    spec: ModuleSpec, image_shape: tuple[int, int, int], device: torch.device | str = "cpu"
+    spec: ModuleSpec, image_shape: ImageShape, device: torch.device | str = "cpu", kind: str = ""
 ) -> GenerativeModule[Any]:
-    """Return an unfitted module of the kind that ``spec`` chooses."""
-    return KINDS[spec.kind](spec.of_kind(), image_shape, device)
+    """Return an unfitted module of the kind that ``spec`` chooses, or of another ``kind`` with its settings in ``spec``."""
+    return KINDS[kind or spec.kind](spec.of_kind(kind), image_shape, device)
 
 
 def restore_module(
     kind: str,
     settings: Mapping[str, Scalar],
-    image_shape: tuple[int, int, int],
+    image_shape: ImageShape,
     state: Mapping[str, Tensor],
     device: torch.device | str = "cpu",
 ) -> GenerativeModule[Any]:
@@ -45,4 +46,14 @@ def restore_module(
     return KINDS[kind].restore(spec, image_shape, state, device)
 
 
-__all__ = ["BLOCK", "KINDS", "EDMModule", "GaussianMixtureModule", "GenerativeModule", "build_module", "restore_module"]
+__all__ = [
+    "BLOCK",
+    "KINDS",
+    "EDMModule",
+    "FitOptions",
+    "FlowModule",
+    "GaussianMixtureModule",
+    "GenerativeModule",
+    "build_module",
+    "restore_module",
+]

@@ -6,19 +6,46 @@ the network evaluated, in batches of one fixed shape, so that a longer request r
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..config import Spec
+from ..config import ImageShape, KindSpec
 from ..data.transforms import to_uint8
 from ..errors import ModuleError, NotFittedError
 
-SpecT = TypeVar("SpecT", bound=Spec)
-Progress = Callable[[int, int, float], None]
+SpecT = TypeVar("SpecT", bound=KindSpec)
+Progress = Callable[[int, float, float], None]
 
 BLOCK = 64
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How a fit is watched, limited and resumed; the defaults train for the spec's whole budget.
+
+    Attributes
+    ----------
+    progress : callable, optional
+        Called now and then with (images shown, share of the budget that is spent, loss).
+    holdout : float
+        Share of the images that is not trained on and tells which step's weights are kept; 0 keeps the last.
+    max_seconds : float
+        The schedule is shortened to this time; 0 sets no limit.
+    checkpoint : Path, optional
+        Where an unfinished fit is kept, and from which it continues; removed when it is finished.
+    checkpoint_seconds : float
+        Pause between two checkpoints.
+    """
+
+    progress: Progress | None = None
+    holdout: float = 0.0
+    max_seconds: float = 0.0
+    checkpoint: Path | None = None
+    checkpoint_seconds: float = 60.0
 
 
 class GenerativeModule(ABC, Generic[SpecT]):
@@ -26,8 +53,8 @@ class GenerativeModule(ABC, Generic[SpecT]):
 
     Parameters
     ----------
-    spec : Spec
-        Settings of this kind.
+    spec : KindSpec
+        Settings of this kind; ``module.spec`` has them with a size's placeholders filled in.
     image_shape : tuple of int
         ``(C, H, W)`` of the images.
     device : torch.device
@@ -37,13 +64,13 @@ class GenerativeModule(ABC, Generic[SpecT]):
     kind: ClassVar[str]
     batch_blocks: int = 1
 
-    def __init__(self, spec: SpecT, image_shape: tuple[int, int, int], device: torch.device | str = "cpu") -> None:
-        self.spec = spec
+    def __init__(self, spec: SpecT, image_shape: ImageShape, device: torch.device | str = "cpu") -> None:
+        self.spec = spec.resolved(image_shape)
         self.image_shape = image_shape
         self.device = torch.device(device)
         self.images_shown = 0
 
-    def fit(self, images: Tensor, seed: int, progress: Progress | None = None) -> Self:
+    def fit(self, images: Tensor, seed: int, options: FitOptions = FitOptions()) -> Self:  # noqa: B008 - frozen
         """Learn the distribution of ``images``.
 
         Parameters
@@ -52,20 +79,22 @@ class GenerativeModule(ABC, Generic[SpecT]):
             (n, C, H, W) uint8 in [0, 255], all of one class.
         seed : int
             Root of every random number of the fit; equal seeds give equal states on one machine.
-        progress : callable, optional
-            Called now and then with (step, steps, loss).
+        options : FitOptions
+            How the fit is watched, limited and resumed.
 
         Raises
         ------
         ModuleError
-            When the images do not fit ``image_shape``, or training ends in weights that are not finite.
+            When the images do not fit ``image_shape``, are all equal, or training ends in weights that are not finite.
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != self.image_shape or not len(images):
             raise ModuleError(
                 f"images of shape {tuple(images.shape)} and type {images.dtype}: a {self.kind} module for {self.image_shape} "
                 "takes at least one uint8 image of that shape; check data.size"
             )
-        self._fit(images, seed, progress)
+        if len(images) > 1 and bool((images == images[:1]).all()):
+            raise ModuleError(f"{len(images)} equal images: a module learns nothing from one image; check the class's files")
+        self._fit(images, seed, options)
         broken = [name for name, tensor in self.state().items() if not torch.isfinite(tensor).all()]
         if broken:
             raise ModuleError(f"weights {broken[0]!r} are not finite after fitting: lower the learning rate or the budget")
@@ -110,7 +139,7 @@ class GenerativeModule(ABC, Generic[SpecT]):
     @classmethod
     @abstractmethod
     def restore(
-        cls, spec: SpecT, image_shape: tuple[int, int, int], state: Mapping[str, Tensor], device: torch.device | str = "cpu"
+        cls, spec: SpecT, image_shape: ImageShape, state: Mapping[str, Tensor], device: torch.device | str = "cpu"
     ) -> Self:
         """Build a fitted module from ``state``; raise `ModuleError` where names or shapes do not belong to ``spec``."""
 
@@ -120,7 +149,7 @@ class GenerativeModule(ABC, Generic[SpecT]):
         """Shape of the normal numbers from which one sample is made."""
 
     @abstractmethod
-    def _fit(self, images: Tensor, seed: int, progress: Progress | None) -> None:
+    def _fit(self, images: Tensor, seed: int, options: FitOptions) -> None:
         """Learn from checked images."""
 
     @abstractmethod

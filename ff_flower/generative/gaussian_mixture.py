@@ -6,10 +6,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ..config import GaussianMixtureSpec
+from ..config import GaussianMixtureSpec, ImageShape
 from ..data.transforms import to_unit
 from ..seeding import library_seed
-from .base import GenerativeModule, Progress, check_state, not_fitted
+from .base import FitOptions, GenerativeModule, check_state, not_fitted
 
 
 class GaussianMixtureModule(GenerativeModule[GaussianMixtureSpec]):
@@ -21,7 +21,7 @@ class GaussianMixtureModule(GenerativeModule[GaussianMixtureSpec]):
 
     kind = "gaussian_mixture"
 
-    def __init__(self, spec: GaussianMixtureSpec, image_shape: tuple[int, int, int], device: torch.device | str = "cpu") -> None:
+    def __init__(self, spec: GaussianMixtureSpec, image_shape: ImageShape, device: torch.device | str = "cpu") -> None:
         super().__init__(spec, image_shape, device)
         self._state: dict[str, Tensor] = {}
 
@@ -41,7 +41,7 @@ class GaussianMixtureModule(GenerativeModule[GaussianMixtureSpec]):
     def restore(
         cls,
         spec: GaussianMixtureSpec,
-        image_shape: tuple[int, int, int],
+        image_shape: ImageShape,
         state: Mapping[str, Tensor],
         device: torch.device | str = "cpu",
     ) -> Self:
@@ -55,7 +55,7 @@ class GaussianMixtureModule(GenerativeModule[GaussianMixtureSpec]):
         module._state = {name: tensor.to(module.device, torch.float32) for name, tensor in state.items()}
         return module
 
-    def _fit(self, images: Tensor, seed: int, progress: Progress | None) -> None:
+    def _fit(self, images: Tensor, seed: int, options: FitOptions) -> None:
         from sklearn.decomposition import PCA
         from sklearn.mixture import GaussianMixture
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -83,8 +83,8 @@ class GaussianMixtureModule(GenerativeModule[GaussianMixtureSpec]):
         }
         self._state = {name: tensor.to(self.device, torch.float32) for name, tensor in found.items()}
         self.images_shown = len(images) * int(mixture.n_iter_)
-        if progress is not None:
-            progress(int(mixture.n_iter_), int(mixture.n_iter_), -float(mixture.lower_bound_))
+        if options.progress is not None:
+            options.progress(self.images_shown, 1.0, -float(mixture.lower_bound_))
 
     def _generate(self, noise: Tensor) -> Tensor:
         state, components = self._state, self._state["basis"].shape[0]

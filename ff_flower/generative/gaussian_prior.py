@@ -1,4 +1,6 @@
-"""The best denoiser of a Gaussian, which the ``edm`` module's network corrects."""
+"""What is best for a Gaussian, in closed form: the first guess that the networks of ``edm`` and ``flow`` correct."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -78,28 +80,41 @@ class GaussianPrior(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return E[clean | x] for (b, C, H, W) images with noise of standard deviation ``sigma`` (b,)."""
-        flat, noise = x.flatten(1), sigma.square()[:, None]
-        variances, floor = self.deviations.square(), self.floor.square()
-        rest = floor / (floor + noise)
-        gains = variances / (variances + noise) - rest
-        # At low noise the error is a small part of the image: half precision would drown it.
-        with torch.autocast(x.device.type, enabled=False):
-            return (rest * flat + (flat @ self.directions.T * gains) @ self.directions).reshape(x.shape)
+        noise = sigma.square()[:, None]
+        return self._scaled(x, lambda variance: variance / (variance + noise))
 
     def error(self, sigma: Tensor) -> Tensor:
         """Return the root mean square error per pixel (b,) of the posterior mean, where the data are this Gaussian."""
-        rank, pixels = self.directions.shape
         noise = sigma.square()[:, None]
-        variances, floor = self.deviations.square(), self.floor.square()
-        along = (variances * noise / (variances + noise)).sum(1)
-        return ((along + (pixels - rank) * (floor * noise / (floor + noise)).squeeze(1)) / pixels).sqrt()
+        return self._mean(lambda variance: variance * noise / (variance + noise)).sqrt()
 
     def noisy(self, noise: Tensor, sigma: float) -> Tensor:
         """Turn standard normal (b, C, H, W) numbers into draws of clean images plus noise of deviation ``sigma``."""
-        flat = noise.flatten(1)
-        rest = (self.floor.square() + sigma**2).sqrt()
-        gains = (self.deviations.square() + sigma**2).sqrt() - rest
-        return (rest * flat + (flat @ self.directions.T * gains) @ self.directions).reshape(noise.shape)
+        return self._scaled(noise, lambda variance: (variance + sigma**2).sqrt())
+
+    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return E[noise - clean | x] for x = (1 - t) clean + t noise, (b, C, H, W), at times ``t`` (b,) in [0, 1]."""
+        t = t[:, None]
+        return self._scaled(x, lambda variance: (t - (1 - t) * variance) / ((1 - t).square() * variance + t.square()))
+
+    def velocity_error(self, t: Tensor) -> Tensor:
+        """Return the root mean square error per pixel (b,) of `velocity`, where the data are this Gaussian."""
+        t = t[:, None]
+        return self._mean(lambda variance: variance / ((1 - t).square() * variance + t.square())).sqrt()
+
+    def _scaled(self, x: Tensor, gain: Callable[[Tensor], Tensor]) -> Tensor:
+        """Multiply the part of ``x`` along each direction by the ``gain`` of its variance."""
+        # At low noise the error is a small part of the image: half precision would drown it.
+        with torch.autocast(x.device.type, enabled=False):
+            flat, rest = x.flatten(1), gain(self.floor.square())
+            along = gain(self.deviations.square()) - rest
+            return (rest * flat + (flat @ self.directions.T * along) @ self.directions).reshape(x.shape)
+
+    def _mean(self, value: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the mean over all directions of the ``value`` (b, 1 or r) of their variances."""
+        rank, pixels = self.directions.shape
+        along, rest = value(self.deviations.square()), value(self.floor.square()[None])
+        return (along.sum(1) + (pixels - rank) * rest.squeeze(1)) / pixels
 
 
 def _rounded(tensor: Tensor) -> Tensor:

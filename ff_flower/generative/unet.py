@@ -1,12 +1,12 @@
 """A compact U-Net that looks at an image and a noise level."""
 
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-WIDENING = 3
 
 
 class NoiseEmbedding(nn.Module):
@@ -70,50 +70,74 @@ class ResidualBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """Two resolutions, attention at the lower, pixels folded ``patch`` by ``patch`` into channels on the way in.
+    """One to four resolutions, attention at the lower ones, pixels folded ``patch`` by ``patch`` into channels on the way in.
 
     Parameters
     ----------
     inputs, outputs : int
         Channels of the images that come in and go out.
     channels : int
-        Width at the upper resolution, three times that at the lower; a multiple of 8.
+        Width at the upper resolution, a multiple of 8; see `widths` for the others.
     depth : int
-        Residual blocks before the lower resolution; twice as many in it, and after it.
+        Residual blocks at each resolution on the way down; twice as many at the lowest, and on the way up.
     patch : int
         Side of the folded blocks: 2 does the work at half the image's resolution, at about a quarter of the cost.
+    levels : int
+        Number of resolutions, each half of the one above.
+    conditions : int
+        Numbers per image that the network may be told beside the noise level; all zero is the same as none.
     """
 
-    def __init__(self, inputs: int, outputs: int, channels: int, depth: int = 1, patch: int = 1) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, channels: int, depth: int = 1, patch: int = 1, levels: int = 2, conditions: int = 0
+    ) -> None:
         super().__init__()
-        self.patch = patch
-        wide, embedding = WIDENING * channels, 4 * channels
+        self.patch, self.multiple = patch, patch * 2 ** (levels - 1)
+        sides, embedding = widths(channels, levels), 4 * channels
+
+        def blocks(count: int, level: int) -> nn.ModuleList:
+            attention = level > 0 and level >= levels - 2
+            return nn.ModuleList(ResidualBlock(sides[level], embedding, attention) for _ in range(count))
+
         self.embed = NoiseEmbedding(embedding)
+        self.condition = nn.Linear(conditions, embedding, bias=False) if conditions else None
         self.entry = nn.Conv2d(inputs * patch**2, channels, 3, padding=1)
-        self.before = nn.ModuleList(ResidualBlock(channels, embedding) for _ in range(depth))
-        self.down = nn.Conv2d(channels, wide, 2, stride=2)
-        self.lower = nn.ModuleList(ResidualBlock(wide, embedding, attention=True) for _ in range(2 * depth))
-        self.up = nn.Conv2d(wide, 4 * channels, 1)
-        self.after = nn.ModuleList(ResidualBlock(channels, embedding) for _ in range(2 * depth))
+        self.before = nn.ModuleList(blocks(depth, level) for level in range(levels - 1))
+        self.down = nn.ModuleList(nn.Conv2d(wide, wider, 2, stride=2) for wide, wider in pairwise(sides))
+        self.lowest = blocks(2 * depth, levels - 1)
+        self.up = nn.ModuleList(nn.Conv2d(wider, 4 * wide, 1) for wide, wider in pairwise(sides))
+        self.after = nn.ModuleList(blocks(2 * depth, level) for level in range(levels - 1))
         self.norm = nn.GroupNorm(8, channels)
         self.exit = nn.Conv2d(channels, outputs * patch**2, 3, padding=1)
         nn.init.zeros_(self.exit.weight)
         nn.init.zeros_(cast(Tensor, self.exit.bias))
 
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+    def forward(self, x: Tensor, level: Tensor, condition: Tensor | None = None) -> Tensor:
         """Map images (b, inputs, H, W), of any height and width, and noise levels (b,) to (b, outputs, H, W)."""
         height, width = x.shape[-2:]
-        multiple = 2 * self.patch
         embedding = self.embed(level)
-        padded = F.pad(x, (0, -width % multiple, 0, -height % multiple))
-        upper = self.entry(F.pixel_unshuffle(padded, self.patch))
-        for block in self.before:
-            upper = block(upper, embedding)
-        lower = self.down(upper)
-        for block in self.lower:
-            lower = block(lower, embedding)
-        upper = upper + F.pixel_shuffle(self.up(lower), 2)
-        for block in self.after:
-            upper = block(upper, embedding)
-        pixels = F.pixel_shuffle(self.exit(F.silu(self.norm(upper))), self.patch)
+        if self.condition is not None and condition is not None:
+            embedding = embedding + self.condition(condition)
+        padded = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
+        image = self.entry(F.pixel_unshuffle(padded, self.patch))
+        upper: list[Tensor] = []
+        for blocks, down in zip(self.before, self.down, strict=True):
+            image = _through(cast(nn.ModuleList, blocks), image, embedding)
+            upper.append(image)
+            image = down(image)
+        image = _through(self.lowest, image, embedding)
+        for blocks, up in zip(reversed(self.after), reversed(self.up), strict=True):
+            image = _through(cast(nn.ModuleList, blocks), upper.pop() + F.pixel_shuffle(up(image), 2), embedding)
+        pixels = F.pixel_shuffle(self.exit(F.silu(self.norm(image))), self.patch)
         return pixels[..., :height, :width]
+
+
+def widths(channels: int, levels: int) -> tuple[int, ...]:
+    """Return the channels at each resolution: one and three times ``channels`` of two, else one, two, three, four times."""
+    return (channels, 3 * channels) if levels == 2 else tuple(channels * level for level in range(1, levels + 1))
+
+
+def _through(blocks: Iterable[nn.Module], image: Tensor, embedding: Tensor) -> Tensor:
+    for block in blocks:
+        image = block(image, embedding)
+    return image

@@ -1,39 +1,17 @@
-"""Frozen, validated specs: the one source of every default.
+"""The spec of a run, and how it is read from Flower's flat run configuration."""
 
-A run is described by one `RunSpec`. It is read from Flower's flat run configuration (``"module.edm.steps" = 300``) by
-`from_run_config`, written back by `RunSpec.flat`, and saved with the result. ``pyproject.toml`` repeats the defaults only
-because Flower refuses keys that do not stand there; a test holds the two equal.
-"""
-
-import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
-from .errors import ConfigError
+from ..errors import ConfigError
+from .base import Count, Fraction, NonNegative, Positive, Scalar, Spec, unknown_name
+from .modules import ModuleSpec
 
 Method = Literal["federated-factory", "fedavg", "fedprox", "local", "centralized"]
-Scalar = str | int | float | bool
-
-Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Spec(BaseModel):
-    """Base of all specs: immutable, strictly typed, no unknown keys; keys are written with hyphens outside."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, populate_by_name=True, alias_generator=lambda name: name.replace("_", "-")
-    )
-
-    def flat(self) -> dict[str, Scalar]:
-        """Return the spec as Flower's flat mapping from dotted, hyphenated keys to scalars."""
-        return dict(_flatten(self.model_dump(by_alias=True)))
 
 
 class DataSpec(Spec):
@@ -77,96 +55,6 @@ class PartitionSpec(Spec):
     classes_per_node: Count = 1
     alpha: Positive = 0.3
     shards_per_node: Count = 2
-
-
-class EDMSpec(Spec):
-    """Network, training and sampler of the ``edm`` module (Karras et al. 2022, arXiv 2206.00364).
-
-    Attributes
-    ----------
-    channels, depth : int
-        Width of the U-Net's upper level (multiple of 8) and residual blocks before the lower one.
-    patch : int
-        Side of the pixel blocks folded into channels before the first convolution.
-    rank : int
-        Directions of the Gaussian that the network corrects; 0 is EDM's own preconditioning, independent pixels.
-    symmetry : str
-        Under what the class's images may be turned without becoming improbable: ``none``, ``mirror`` (left and right), or
-        ``dihedral`` (all eight symmetries of the square, as for cells).
-    steps, batch_size : int
-        Optimizer steps and images per step.
-    learning_rate : float
-        Peak of the AdamW learning rate.
-    ema : float
-        The moving average of the weights takes in a share 1 / (1 + ema t) of them at step t: it looks back over ema t steps.
-    p_mean, p_std : float
-        Mean and standard deviation of ln(sigma) in training (EDM, table 1), sigma in units of the class's deviation.
-    sigma_min, sigma_max, rho : float
-        Ends and curvature of the sampling schedule (EDM, equation 5), in the same units.
-    sampling_steps : int
-        Heun steps; each but the last costs two network evaluations.
-    """
-
-    channels: int = Field(default=16, ge=8, le=512, multiple_of=8)
-    depth: int = Field(default=1, ge=1, le=8)
-    patch: Literal[1, 2, 4] = 1
-    rank: int = Field(default=32, ge=0, le=1024)
-    symmetry: Literal["none", "mirror", "dihedral"] = "none"
-    steps: Count = 250
-    batch_size: Count = 64
-    learning_rate: Positive = 3e-3
-    ema: Fraction = 0.1
-    p_mean: float = Field(default=-0.4, ge=-10, le=10)
-    p_std: Positive = 1.4
-    sigma_min: Positive = 0.05
-    sigma_max: Positive = 10.0
-    rho: Positive = 7.0
-    sampling_steps: Count = 8
-
-    @model_validator(mode="after")
-    def _falling(self) -> Self:
-        if self.sigma_min >= self.sigma_max:
-            raise ValueError(f"a schedule that falls: sigma-min {self.sigma_min} below sigma-max {self.sigma_max}")
-        return self
-
-
-class GaussianMixtureSpec(Spec):
-    """PCA to ``components`` dimensions, then a mixture of at most ``mixtures`` Gaussians with full covariances.
-
-    Attributes
-    ----------
-    components : int
-        Largest number of principal components.
-    mixtures : int
-        Largest number of Gaussians; small classes get fewer, one per ``images_per_mixture`` images.
-    images_per_mixture : int
-        Images needed for each Gaussian.
-    regularization : float
-        Added to the covariances' diagonals, in units of whitened pixels.
-    residual_noise : bool
-        Whether the variance that PCA drops comes back as independent pixel noise.
-    """
-
-    components: Count = 32
-    mixtures: Count = 8
-    images_per_mixture: Count = 20
-    regularization: Positive = 1e-3
-    residual_noise: bool = False
-
-
-class ModuleSpec(Spec):
-    """The generative module that a node fits per local class."""
-
-    kind: Literal["edm", "gaussian_mixture"] = "edm"
-    min_images: Count = 10
-    wire_dtype: Literal["float16", "float32"] = "float16"
-    edm: EDMSpec = EDMSpec()
-    gaussian_mixture: GaussianMixtureSpec = GaussianMixtureSpec()
-
-    def of_kind(self) -> Spec:
-        """Return the settings of the chosen kind alone."""
-        chosen: Spec = getattr(self, self.kind)
-        return chosen
 
 
 class SynthesisSpec(Spec):
@@ -289,7 +177,7 @@ class RunSpec(Spec):
 
     def digest(self) -> str:
         """Return the SHA-256 of everything that can change a result (not where it is written or how long to wait)."""
-        aside = {"out", "timeout", "data.root", "data.download"}
+        aside = {"out", "timeout", "data.root", "data.download", "module.checkpoint-seconds"}
         kept = {key: value for key, value in self.flat().items() if key not in aside}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
@@ -312,7 +200,7 @@ def from_run_config(run_config: Mapping[str, Scalar]) -> RunSpec:
     problems = []
     for key, value in run_config.items():
         if key not in known:
-            problems.append(_unknown(key, list(known)))
+            problems.append(unknown_name("key", key, list(known)))
             continue
         *tables, last = key.split(".")
         table = nested
@@ -328,27 +216,8 @@ def from_run_config(run_config: Mapping[str, Scalar]) -> RunSpec:
     return spec
 
 
-def unknown_name(what: str, name: str, known: list[str]) -> str:
-    """Return the sentence that refuses ``name`` and lists what exists."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"unknown {what} {name!r}{hint}; there are: {', '.join(sorted(known))}"
-
-
-def _unknown(key: str, known: list[str]) -> str:
-    return unknown_name("key", key, known)
-
-
 def _sentence(detail: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     rule = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     default = RunSpec().flat().get(key)
     return f"{key} = {detail['input']!r}: must be {rule}" + ("" if default is None else f"; the default is {default!r}")
-
-
-def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Scalar]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
