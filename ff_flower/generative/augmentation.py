@@ -25,8 +25,8 @@ def augment_and_tell(images: Tensor, chance: float, random: torch.Generator) -> 
     -------
     tuple of Tensor
         The images, and (b, 8) numbers that are all zero for an image that was left as it is: mirrored left and right, upside
-        down, magnification and stretch (binary logarithms, a fifth of it standard deviation), cosine less one and sine of the angle,
-        shifts down and right in eighths of the side.
+        down, magnification and stretch (binary logarithms, a fifth of it standard deviation), cosine less one and sine of the
+        angle, shifts down and right in eighths of the side.
     """
     b, device = len(images), images.device
     normal = torch.randn((b, CONDITIONS), generator=random, device=device)

@@ -70,7 +70,7 @@ class GenerativeModule(ABC, Generic[SpecT]):
         self.device = torch.device(device)
         self.images_shown = 0
 
-    def fit(self, images: Tensor, seed: int, options: FitOptions = FitOptions()) -> Self:  # noqa: B008 - frozen
+    def fit(self, images: Tensor, seed: int, options: FitOptions = FitOptions()) -> Self:
         """Learn the distribution of ``images``.
 
         Parameters
