@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ff_flower.classifiers import (
+    agreeing,
     build_classifier,
+    class_balanced,
     distillation,
     fit_classifier,
     predict,
@@ -95,8 +97,19 @@ class Consensus:
 
     def _distil(self, synthetic: SyntheticDataset, teacher: Tensor, carried_by: str) -> None:
         inputs = combined_digest(self.strategy.modules_digest(), *(str(p) for p in self.strategy.answers), carried_by)
-        student = self._classifier("student", inputs, lambda: self._fit_student(synthetic, teacher))
-        self.outcome.record("student", self._score(student), up=["modules", carried_by], down=["modules"])
+        kept = self._agreed(synthetic, teacher)
+        student = self._classifier("student", inputs, lambda: self._fit_student(synthetic, teacher, kept))
+        scores = self._score(student).as_dict() | {"images_left_out": int((~kept).sum())}
+        self.outcome.record("student", scores, up=["modules", carried_by], down=["modules"])
+
+    def _agreed(self, synthetic: SyntheticDataset, teacher: Tensor) -> Tensor:
+        """Return (n,) bool: the images on which the pooled classifiers agree with the label, or the whole class."""
+        least = self.spec.distillation.min_agreement
+        kept, whole = agreeing(teacher, synthetic.data.labels, least)
+        for label in whole:
+            name = self.splits.info.classes[label]
+            self._note(f"class {name!r} is kept whole: no image of it has a pooled probability of {least} for its label")
+        return kept
 
     def _synthesize(self) -> SyntheticDataset:
         shares = allocate(list(self.strategy.registry), self.spec.synthesis.samples_per_class)
@@ -110,13 +123,18 @@ class Consensus:
             synthetic.data, self.spec.classifier, self.splits.num_classes, policy=policy, seed=seed, device=self.device
         )
 
-    def _fit_student(self, synthetic: SyntheticDataset, teacher: Tensor) -> nn.Module:
+    def _fit_student(self, synthetic: SyntheticDataset, teacher: Tensor, kept: Tensor) -> nn.Module:
         spec, seed = self.spec, derive_seed(self.spec.seed, "classifier", "student")
         network = self._untrained(derive_seed(seed, "init"))
-        loss = distillation(teacher.to(self.device), spec.distillation.temperature)
+        images, labels = synthetic.data.images[kept], synthetic.data.labels[kept]
+        soft, hard = spec.distillation.temperature, spec.distillation.hard_labels
+        loss = distillation(teacher[kept].to(self.device), soft, labels.to(self.device), hard)
+        chances = None if bool(kept.all()) else class_balanced(labels)
         schedule = schedule_of(spec.classifier, spec.distillation.steps)
-        policy, images = self.splits.info.augmentation, synthetic.data.images
-        return train(network, images, loss, spec.classifier, schedule, policy=policy, seed=seed, device=self.device)
+        policy = self.splits.info.augmentation
+        return train(
+            network, images, loss, spec.classifier, schedule, policy=policy, seed=seed, device=self.device, weights=chances
+        )
 
     def _classifier(self, name: str, inputs: str, fit: Callable[[], nn.Module]) -> nn.Module:
         """Return the kept classifier where its receipt holds, else fit and keep it."""

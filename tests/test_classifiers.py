@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,9 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ff_flower.classifiers import (
+    Mixing,
     Schedule,
+    agreeing,
     batches,
     build_classifier,
+    class_balanced,
     cross_entropy,
     distillation,
     fit_classifier,
@@ -256,6 +260,132 @@ def test_every_class_is_drawn_equally_often(own: list[int], made: list[int], sha
         assert all(len(group.unique()) <= 1 for group in (real, synthetic))
 
 
+def test_hard_labels_are_a_share_of_the_loss() -> None:
+    """The loss with hard labels is (1 - s) times the divergence plus s times the cross entropy; s = 1 forgets the teacher."""
+    teacher, labels = _random(6, 3, seed=1), torch.tensor([0, 1, 2, 2, 1, 0])
+    logits, index = _random(2, 3, seed=2), torch.tensor([4, 1])
+    soft, hard = distillation(teacher, 2.0)(logits, index), cross_entropy(labels)(logits, index)
+    for share in (0.0, 0.3, 1.0):
+        mixed = distillation(teacher, 2.0, labels, share)(logits, index)
+        assert torch.allclose(mixed, (1 - share) * soft + share * hard)
+
+
+def test_images_below_the_agreement_are_left_out() -> None:
+    """An image is kept when its label's pooled probability reaches the least; a class of none is kept whole and named."""
+    probabilities = torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.6, 0.4], [0.8, 0.2]])
+    kept, whole = agreeing(probabilities.log(), torch.tensor([0, 0, 1, 1]), 0.7)
+    assert kept.tolist() == [True, False, True, True] and whole == [1]
+    kept, whole = agreeing(probabilities.log(), torch.tensor([0, 0, 1, 1]), 0.3)
+    assert kept.tolist() == [True, True, True, False] and whole == []
+
+
+@given(labels=st.lists(st.integers(0, 4), min_size=1, max_size=12), least=st.floats(0.0, 1.0), seed=st.integers(0, 99))
+def test_no_class_is_filtered_away(labels: list[int], least: float, seed: int) -> None:
+    """Whatever agreement is demanded, every class keeps an image; demanding none, or of sure classifiers, leaves out nothing."""
+    truth = torch.tensor(labels)
+    teacher = (3 * _random(len(labels), 5, seed=seed)).log_softmax(1)
+    kept, _ = agreeing(teacher, truth, least)
+    assert set(truth[kept].tolist()) == set(labels)
+    assert agreeing(teacher, truth, 0.0)[0].all()
+    assert agreeing(F.one_hot(truth, 5).float().log(), truth, 1.0)[0].all()
+
+
+@given(labels=st.lists(st.integers(0, 6), min_size=1, max_size=20))
+def test_balanced_chances_give_every_class_the_same(labels: list[int]) -> None:
+    """The chances of the images of a class are equal and sum to 1, also where labels between are absent."""
+    chances = class_balanced(torch.tensor(labels))
+    assert torch.isfinite(chances).all()
+    for label in set(labels):
+        of_class = chances[torch.tensor(labels) == label]
+        assert float(of_class.sum()) == pytest.approx(1.0) and len(of_class.unique()) == 1
+
+
+def test_without_mixing_images_stay_as_they_are() -> None:
+    """Switched off, or with a single image, a batch comes back itself with a share of 1."""
+    images = _random(3, 1, 4, 4)
+    mixed, share = Mixing(PLAIN, 0)(images)
+    assert mixed is images and share == 1.0
+    mixed, share = Mixing(ClassifierSpec(mixup=1.0, cutmix=1.0), 0)(images[:1])
+    assert torch.equal(mixed, images[:1]) and share == 1.0
+
+
+def test_mixup_blends_each_image_with_the_one_before() -> None:
+    """Mixup returns share times the image plus the rest of its neighbour, and the shares vary around a half."""
+    images, mixing, shares = _random(5, 2, 4, 4), Mixing(ClassifierSpec(mixup=1.0), 0), []
+    for _ in range(400):
+        mixed, share = mixing(images)
+        assert torch.allclose(mixed, share * images + (1 - share) * images[[4, 0, 1, 2, 3]], atol=1e-6)
+        shares.append(share)
+    assert abs(np.mean(shares) - 1 / 2) < 0.05 and abs(np.var(shares) - 1 / 12) < 0.02  # Beta(1, 1) is uniform
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 14)])
+def test_cutmix_pastes_a_rectangle_of_the_one_before(height: int, width: int) -> None:
+    """CutMix takes every pixel from the image or, within one rectangle, from its neighbour; the share is the area that stayed."""
+    images = torch.arange(3.0)[:, None, None, None].expand(3, 2, height, width)
+    mixing, shares = Mixing(ClassifierSpec(cutmix=1.0), 0), []
+    for _ in range(200):
+        mixed, share = mixing(images)
+        pasted = mixed[1, 0] == 0.0
+        assert torch.equal(mixed[2], mixed[1] + 1) and torch.equal(mixed[0], torch.where(pasted, 2.0, 0.0).expand(2, -1, -1))
+        assert torch.equal(pasted, pasted.any(1, keepdim=True) & pasted.any(0, keepdim=True))
+        assert share == pytest.approx(1 - pasted.float().mean().item())
+        shares.append(share)
+    assert min(shares) < 0.3 and max(shares) > 0.9
+
+
+@pytest.mark.parametrize("loss_of", ["cross entropy", "distillation", "proximal"])
+def test_any_loss_is_mixed_as_its_images_are(loss_of: str) -> None:
+    """One step of plain SGD on mixed images is a step on share times the loss of each image plus the rest of its neighbour's."""
+    spec = ClassifierSpec(width=8, mixup=1.0, augment=False)
+    images = torch.randint(0, 256, (4, 1, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels, teacher = torch.tensor([0, 1, 2, 1]), _random(4, 3)
+    schedule = Schedule(1, 4, 0.1, 0.0, momentum=0.0)
+    moved, expected = (nn.Sequential(nn.Flatten(), nn.Linear(4, 3, bias=False)) for _ in range(2))
+    expected.load_state_dict(moved.state_dict())
+
+    def loss(network: nn.Module):
+        if loss_of == "distillation":
+            return distillation(teacher, 2.0, labels, 0.5)
+        base = cross_entropy(labels)
+        return proximal(base, network, 0.5) if loss_of == "proximal" else base
+
+    train(moved, images, loss(moved), spec, schedule, policy="none", seed=3, device=CPU)
+    (index,) = batches(4, schedule, 3)
+    batch, share = Mixing(spec, 3)(to_unit(images[index]))
+    objective, logits = loss(expected), expected(batch)
+    (share * objective(logits, index) + (1 - share) * objective(logits, index.roll(1))).backward()
+    assert 0 < share < 1
+    assert torch.allclose(moved[1].weight, expected[1].weight - 0.1 * expected[1].weight.grad, atol=1e-2 * 0.1)
+
+
+def test_the_average_takes_in_each_step() -> None:
+    """With ema e the weights are the average a_t = a_{t-1} + (w_t - a_{t-1}) / (1 + e t) of weights that move by equal steps."""
+    images = torch.full((2, 1, 2, 2), 255, dtype=torch.uint8)
+    moved = _linear(images, Schedule(6, 2, 0.3, 0.0, momentum=0.0, ema=0.5))
+    average = 0.0
+    for step in range(1, 7):
+        average += (0.3 * step - average) / (1 + 0.5 * step)
+    assert torch.allclose(moved, torch.full((4,), average), rtol=1e-5)
+
+
+def test_a_short_average_is_the_last_weights() -> None:
+    """As ema goes to 0 the averaged weights go to the last ones, which ema = 0 returns; the training itself is the same."""
+    images = torch.full((2, 1, 2, 2), 255, dtype=torch.uint8)
+    last, short = (_linear(images, Schedule(20, 2, 0.3, 0.0, ema=ema)) for ema in (0.0, 1e-6))
+    assert torch.allclose(short, last, rtol=1e-3)
+
+
+def test_training_mixes_and_averages_as_the_settings_say(digits: Splits) -> None:
+    """Each switch changes the trained weights, and the same seed repeats them bit for bit."""
+    part, plain = digits.train.subset(range(40)), ClassifierSpec(width=8, steps=3, batch_size=16)
+    base = fit_classifier(part, plain, 10, policy="digits", seed=0, device=CPU)
+    for switch in ({"mixup": 0.5}, {"cutmix": 1.0}, {"ema": 0.5}):
+        spec = plain.model_copy(update=switch)
+        fitted = [fit_classifier(part, spec, 10, policy="digits", seed=0, device=CPU) for _ in range(2)]
+        assert _same(*fitted) and not _same(fitted[0], base)
+
+
 @pytest.mark.parametrize("side", [8, 28, 33, 64])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_small_network_takes_any_size(side: int, channels: int) -> None:
@@ -294,3 +424,4 @@ def test_the_schedule_is_that_of_the_settings() -> None:
     """Every classifier trained at one place follows one cycle of the settings' steps, batch size and peak rate."""
     spec = ClassifierSpec(steps=7, batch_size=5, learning_rate=0.3, weight_decay=0.2)
     assert schedule_of(spec) == Schedule(7, 5, 0.3, 0.2) and schedule_of(spec, 9) == Schedule(9, 5, 0.3, 0.2)
+    assert schedule_of(spec.model_copy(update={"ema": 0.2})) == Schedule(7, 5, 0.3, 0.2, ema=0.2)

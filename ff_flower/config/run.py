@@ -92,6 +92,12 @@ class ClassifierSpec(Spec):
         AdamW under a one-cycle schedule.
     augment : bool
         Whether the data set's augmentation policy is applied, for all methods alike.
+    mixup, cutmix : float
+        Parameter of the Beta distribution from which mixup and CutMix take their shares, for all methods alike; 0 is off, and
+        with both on a fair coin chooses for each batch.
+    ema : float
+        Share of the training over whose end the weights are averaged; 0 is off, as it is in the averaging baselines' local
+        epochs, which are averaged over nodes.
     """
 
     network: Literal["cnn", "resnet18", "resnet50"] = "cnn"
@@ -102,13 +108,31 @@ class ClassifierSpec(Spec):
     weight_decay: NonNegative = 0.02
     label_smoothing: Fraction = 0.0
     augment: bool = True
+    mixup: NonNegative = 0.0
+    cutmix: NonNegative = 0.0
+    ema: Fraction = 0.0
 
 
 class DistillationSpec(Spec):
-    """How the pooled logits become one student: soft targets at ``temperature``, for ``steps`` optimizer steps."""
+    """How the pooled logits become one student.
+
+    Attributes
+    ----------
+    temperature : float
+        Divides the logits of teacher and student.
+    steps : int
+        Optimizer steps; all else is as ``classifier`` says.
+    hard_labels : float
+        Share of the cross entropy with the synthetic labels beside the soft targets.
+    min_agreement : float
+        Synthetic images whose own label has less than this pooled probability are left out; a class of which none would be
+        left is kept whole.
+    """
 
     temperature: Positive = 2.0
     steps: Count = 300
+    hard_labels: float = Field(default=0.0, ge=0, le=1)
+    min_agreement: float = Field(default=0.0, ge=0, le=1)
 
 
 class AveragingSpec(Spec):
