@@ -1,14 +1,9 @@
 """Allocation, and synthetic sets that do not depend on who draws them, in what order, or on who has left."""
 
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -19,9 +14,9 @@ from ff_flower.config import GaussianMixtureSpec
 from ff_flower.data import ImageSet, Splits
 from ff_flower.errors import ModuleError, RunError
 from ff_flower.generative import GaussianMixtureModule
-from ff_flower.registry import Expectation, ModuleManifest, ModuleRegistry, RegisteredModule, encode_module
+from ff_flower.registry import Expectation, ModuleManifest, ModuleRegistry, RegisteredModule, decode_module, encode_module
 from ff_flower.seeding import generator
-from ff_flower.synthesis import SampleCache, Share, SyntheticDataset, allocate, load_module, synthesize
+from ff_flower.synthesis import CHUNK, SampleCache, Share, SyntheticDataset, allocate, load_module, synthesize
 
 CPU = torch.device("cpu")
 OWNERS = ((0, "0", 60), (0, "1", 30), (1, "1", 40), (2, "2", 25))  # label, owner, images
@@ -172,7 +167,7 @@ def test_without_one_owner_all_else_stays(registry: ModuleRegistry, tmp_path: Pa
 
 def test_a_larger_set_extends_a_smaller(registry: ModuleRegistry, tmp_path: Path) -> None:
     """With a larger quota every module's samples begin with those of the smaller one."""
-    small, large = (_synthetic(registry, tmp_path / "cache", samples) for samples in (20, 150))
+    small, large = (_synthetic(registry, tmp_path / "cache", samples) for samples in (20, 2 * CHUNK + 9))
     for position, share in enumerate(small.shares):
         longer = large.data.images[large.provenance == position]
         assert torch.equal(longer[: share.count], small.data.images[small.provenance == position])
@@ -199,73 +194,17 @@ def test_nothing_to_sample_is_refused(registry: ModuleRegistry, tmp_path: Path) 
         synthesize(registry, (Share("unheard-of", 0, 3),), 0, SampleCache(tmp_path / "cache"), CPU)
 
 
-def _ramp(share: Share, start: int, log: Path | None = None) -> Tensor:
-    """Return samples of which number k is grey level k of the module's own ramp; leave a note of the drawing in ``log``."""
-    if log is not None:
-        with (log / f"{share.module_id}.txt").open("a") as file:
-            file.write(f"{start}-{share.count}\n")
-    levels = torch.arange(start, share.count) + int(share.module_id) * 16
-    return levels.to(torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 32, 32).clone()
+def test_a_module_is_built_once_and_only_to_draw(
+    registry: ModuleRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several chunks of one module need its network once, and samples that are stored do not need it at all."""
+    loaded: list[str] = []
 
+    def load(self: ModuleRegistry, module_id: str) -> tuple[ModuleManifest, dict[str, Tensor]]:
+        loaded.append(module_id)
+        return decode_module(self.get(module_id).read())
 
-def test_a_cache_draws_only_what_is_missing(tmp_path: Path) -> None:
-    """A second equal request draws nothing, a longer one only its end, and what was stored before stays as it was."""
-    drawn: list[tuple[int, int]] = []
-
-    def draw(share: Share, start: int) -> Tensor:
-        drawn.append((start, share.count))
-        return _ramp(share, start)
-
-    cache = SampleCache(tmp_path)
-    for count in (5, 5, 3, 8, 8):
-        cache.fill([Share("1", 0, count)], 0, draw)
-        assert torch.equal(cache.read(Share("1", 0, count), 0), _ramp(Share("1", 0, count), 0))
-    assert drawn == [(0, 5), (5, 8)]
-    cache.fill([Share("1", 0, 5)], 1, draw)
-    assert drawn[2:] == [(0, 5)] and cache.path("1", 0) != cache.path("1", 1)
-
-
-def test_an_interrupted_drawing_leaves_nothing_to_read(tmp_path: Path) -> None:
-    """A drawing that fails stores nothing, and half a file left by a killed process is not taken for a whole one."""
-    cache, share = SampleCache(tmp_path), Share("1", 0, 4)
-
-    def fail(share: Share, start: int) -> Tensor:
-        raise ModuleError("no")
-
-    with pytest.raises(ModuleError):
-        cache.fill([share], 0, fail)
-    cache.path("1", 0).with_suffix(".part").write_bytes(b"half a fi")
-    cache.fill([share], 0, _ramp)
-    assert torch.equal(cache.read(share, 0), _ramp(share, 0))
-
-
-def test_read_samples_can_be_written_to(tmp_path: Path) -> None:
-    """What is read is a copy: writing to it does not reach the file."""
-    cache, share = SampleCache(tmp_path), Share("1", 0, 4)
-    cache.fill([share], 0, _ramp)
-    cache.read(share, 0).zero_()
-    assert torch.equal(cache.read(share, 0), _ramp(share, 0))
-
-
-def _fill_elsewhere(folder: Path, requests: list[Share], log: Path, first: int) -> list[Any]:
-    """Fill a cache in a process of its own, and return what it reads there."""
-    cache = SampleCache(folder)
-    cache.fill(requests, 0, partial(_ramp, log=log), first)
-    return [cache.read(share, 0).numpy() for share in requests]
-
-
-def test_processes_share_the_drawing(tmp_path: Path) -> None:
-    """Two processes at once draw every module once between them, and hold the files that one alone writes."""
-    requests = [Share(str(number), 0, 12) for number in range(8)]
-    log = tmp_path / "log"
-    log.mkdir()
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        fill = partial(_fill_elsewhere, tmp_path / "both", requests, log)
-        read = [future.result(timeout=120) for future in [pool.submit(fill, first) for first in (0, 4)]]
-    alone = SampleCache(tmp_path / "alone")
-    alone.fill(requests, 0, _ramp)
-    for position, share in enumerate(requests):
-        assert (log / f"{share.module_id}.txt").read_text() == "0-12\n"
-        together = tmp_path / "both" / alone.path(share.module_id, 0).name
-        assert together.read_bytes() == alone.path(share.module_id, 0).read_bytes()
-        assert all(np.array_equal(one[position], _ramp(share, 0).numpy()) for one in read)
+    monkeypatch.setattr(ModuleRegistry, "load", load)
+    for _ in range(2):
+        made = _synthetic(registry, tmp_path / "cache", samples=2 * CHUNK + 3)
+        assert loaded == [share.module_id for share in made.shares]

@@ -1,0 +1,101 @@
+"""The class-balanced synthetic set, with provenance."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data import ImageSet
+from ..errors import ModuleError
+from ..generative import GenerativeModule, restore_module
+from ..registry import ModuleRegistry
+from ..seeding import generator
+from .allocation import Share
+from .sample_cache import SampleCache
+
+
+@dataclass(frozen=True)
+class SyntheticDataset:
+    """Synthetic images with their labels and their origin.
+
+    Attributes
+    ----------
+    data : ImageSet
+        uint8 images and labels, ordered by label, then owner, then sample index.
+    provenance : Tensor
+        (n,) int64, for each image the index into ``shares`` of the module it came from.
+    shares : tuple of Share
+        The allocation.
+    """
+
+    data: ImageSet
+    provenance: Tensor
+    shares: tuple[Share, ...]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of images and labels, by which nodes and server see that they hold the same set."""
+        content = hashlib.sha256(repr(tuple(self.data.images.shape)).encode())
+        content.update(self.data.images.numpy().tobytes())
+        content.update(self.data.labels.numpy().tobytes())
+        return content.hexdigest()
+
+
+def synthesize(
+    registry: ModuleRegistry, shares: Sequence[Share], root_seed: int, cache: SampleCache, device: torch.device, first: int = 0
+) -> SyntheticDataset:
+    """Draw the allocated samples of all modules.
+
+    Parameters
+    ----------
+    registry : ModuleRegistry
+        Holds the verified module files.
+    shares : sequence of Share
+        What `allocate` returned.
+    root_seed : int
+        Root seed of the run.
+    cache : SampleCache
+        Keeps the samples of each module.
+    device : torch.device
+        Where networks are evaluated.
+    first : int
+        Index of the share to begin with, see `SampleCache.fill`.
+
+    Raises
+    ------
+    ModuleError
+        When there is nothing to draw.
+    RunError
+        When the cache cannot be written, for example to a full disk.
+    """
+    if not shares:
+        raise ModuleError("no module to sample: at least one must be registered; see the refusals in the report")
+
+    @lru_cache(maxsize=1)  # the chunks of one module follow each other
+    def load(module_id: str) -> GenerativeModule[Any]:
+        return load_module(registry, module_id, device)
+
+    def draw(module_id: str, start: int, stop: int) -> Tensor:
+        return load(module_id).sample(stop - start, generator(root_seed, "sample", module_id), start)
+
+    image_shape = registry.get(shares[0].module_id).manifest.image_shape
+    cache.fill(shares, root_seed, image_shape, draw, first)
+    counts = torch.tensor([share.count for share in shares])
+    images = torch.empty((int(counts.sum()), *image_shape), dtype=torch.uint8)
+    for share, part in zip(shares, torch.split(images, counts.tolist()), strict=True):
+        cache.read(share, root_seed, part)
+    labels = torch.tensor([share.label for share in shares]).repeat_interleave(counts)
+    provenance = torch.arange(len(shares)).repeat_interleave(counts)
+    return SyntheticDataset(ImageSet(images, labels), provenance, tuple(shares))
+
+
+def load_module(registry: ModuleRegistry, module_id: str, device: torch.device | str = "cpu") -> GenerativeModule[Any]:
+    """Return the fitted module of a registered file."""
+    manifest, state = registry.load(module_id)
+    return restore_module(manifest.kind, manifest.spec, manifest.image_shape, state, device)
