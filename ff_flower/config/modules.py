@@ -55,6 +55,8 @@ class Size:
         Width of the U-Net's upper level, its residual blocks per stage, and its number of resolutions.
     rank : int
         Directions of the Gaussian that the network corrects.
+    latent : int
+        Numbers from which a decoder makes an image.
     grid : int
         Largest side of the upper resolution: pixels are folded into channels until it is reached.
     largest : int
@@ -65,37 +67,33 @@ class Size:
     depth: int
     levels: int
     rank: int
+    latent: int
     grid: int
     largest: int
 
 
 SIZES = {
-    "tiny": Size(channels=16, depth=1, levels=2, rank=32, grid=16, largest=16),
-    "small": Size(channels=32, depth=1, levels=2, rank=128, grid=16, largest=32),
-    "base": Size(channels=48, depth=2, levels=3, rank=128, grid=32, largest=64),
-    "large": Size(channels=64, depth=2, levels=4, rank=64, grid=64, largest=128),
+    "tiny": Size(channels=16, depth=1, levels=2, rank=32, latent=32, grid=16, largest=16),
+    "small": Size(channels=32, depth=1, levels=2, rank=128, latent=64, grid=16, largest=32),
+    "base": Size(channels=48, depth=2, levels=3, rank=128, latent=64, grid=32, largest=64),
+    "large": Size(channels=64, depth=2, levels=4, rank=64, latent=128, grid=64, largest=128),
 }
 
 
-class UNetSpec(TrainingSpec):
-    """Network and training that ``edm`` and ``flow`` share.
+class NetworkSpec(TrainingSpec):
+    """Network and training that ``edm``, ``flow`` and ``vae`` share.
 
     Attributes
     ----------
     size : str
         ``tiny`` (8 to 16 pixels, CPU), ``small`` (to 32, CPU in minutes), ``base`` (to 64, GPU) or ``large`` (to 128, GPU).
     channels, depth, levels : int
-        Width of the U-Net's upper level (multiple of 8), residual blocks per stage, and resolutions; 0 as ``size`` says.
+        Width of the network's upper level (multiple of 8), residual blocks per stage, and resolutions; 0 as ``size`` says.
     patch : int
         Side of the pixel blocks folded into channels before the first convolution; 0 as ``size`` and image demand.
-    rank : int
-        Directions of the Gaussian that the network corrects; 0 for independent pixels, -1 as ``size`` says.
     symmetry : str
         Under what the class's images may be turned without becoming improbable: ``none``, ``mirror`` (left and right), or
         ``dihedral`` (all eight symmetries of the square, as for cells).
-    augmentation : float
-        Chance of each non-leaking augmentation, of which the network is told (EDM, appendix F.2); samples are made as of
-        images that were not augmented.
     """
 
     size: Literal["tiny", "small", "base", "large"] = "tiny"
@@ -103,9 +101,7 @@ class UNetSpec(TrainingSpec):
     depth: int = Field(default=0, ge=0, le=8)
     levels: int = Field(default=0, ge=0, le=4)
     patch: Literal[0, 1, 2, 4, 8] = 0
-    rank: int = Field(default=-1, ge=-1, le=1024)
     symmetry: Literal["none", "mirror", "dihedral"] = "none"
-    augmentation: Fraction = 0.0
 
     def resolved(self, image_shape: ImageShape) -> Self:
         """Return the spec with the numbers that ``size`` stands for, as far as none are given."""
@@ -124,9 +120,29 @@ class UNetSpec(TrainingSpec):
                 "depth": self.depth or size.depth,
                 "levels": self.levels or size.levels,
                 "patch": self.patch or patch,
-                "rank": self.rank if self.rank >= 0 else size.rank,
             }
         )
+
+
+class UNetSpec(NetworkSpec):
+    """The first guess and the augmentation that ``edm`` and ``flow`` share.
+
+    Attributes
+    ----------
+    rank : int
+        Directions of the Gaussian that the network corrects; 0 for independent pixels, -1 as ``size`` says.
+    augmentation : float
+        Chance of each non-leaking augmentation, of which the network is told (EDM, appendix F.2); samples are made as of
+        images that were not augmented.
+    """
+
+    rank: int = Field(default=-1, ge=-1, le=1024)
+    augmentation: Fraction = 0.0
+
+    def resolved(self, image_shape: ImageShape) -> Self:
+        """Return the spec with the numbers that ``size`` stands for, as far as none are given."""
+        rank = self.rank if self.rank >= 0 else SIZES[self.size].rank
+        return super().resolved(image_shape).model_copy(update={"rank": rank})
 
 
 class EDMSpec(UNetSpec):
@@ -178,8 +194,39 @@ class FlowSpec(UNetSpec):
     evaluations: int = Field(default=16, ge=1, le=1000)
 
 
-class VAESpec(TrainingSpec):
-    """Network and training of the ``vae`` module (Kingma & Welling 2013, arXiv 1312.6114), with a mixture as its prior."""
+class VAESpec(NetworkSpec):
+    """Loss, latent density and texture of the ``vae`` module (Kingma & Welling 2013, arXiv 1312.6114).
+
+    Attributes
+    ----------
+    latent : int
+        Numbers that the decoder turns into an image; 0 as ``size`` says.
+    beta : float
+        Weight of the Kullback-Leibler divergence in the loss; 1 gives the evidence lower bound.
+    mixtures : int
+        Largest number of Gaussians in the density of the latent numbers; small classes get fewer, one per
+        ``images_per_mixture`` images.
+    images_per_mixture : int
+        Images needed for each Gaussian.
+    regularization : float
+        Added to the diagonals of the Gaussians' covariances.
+    texture : float
+        Share of the deviation that the decoder leaves, which comes back as correlated noise; 0 leaves samples smooth.
+    rank : int
+        Directions in which that noise is correlated.
+    """
+
+    latent: int = Field(default=0, ge=0, le=1024)
+    beta: NonNegative = 1.0
+    mixtures: Count = 8
+    images_per_mixture: Count = 100
+    regularization: Positive = 1e-3
+    texture: NonNegative = 0.0
+    rank: int = Field(default=128, ge=0, le=1024)
+
+    def resolved(self, image_shape: ImageShape) -> Self:
+        """Return the spec with the numbers that ``size`` stands for, as far as none are given."""
+        return super().resolved(image_shape).model_copy(update={"latent": self.latent or SIZES[self.size].latent})
 
 
 class GaussianMixtureSpec(KindSpec):

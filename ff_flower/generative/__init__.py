@@ -12,8 +12,11 @@ from .base import BLOCK, FitOptions, GenerativeModule
 from .edm import EDMModule
 from .flow import FlowModule
 from .gaussian_mixture import GaussianMixtureModule
+from .vae import VAEModule
 
-KINDS: dict[str, type[GenerativeModule[Any]]] = {kind.kind: kind for kind in (EDMModule, FlowModule, GaussianMixtureModule)}
+KINDS: dict[str, type[GenerativeModule[Any]]] = {
+    kind.kind: kind for kind in (EDMModule, FlowModule, VAEModule, GaussianMixtureModule)
+}
 
 
 def build_module(
@@ -54,6 +57,7 @@ __all__ = [
     "FlowModule",
     "GaussianMixtureModule",
     "GenerativeModule",
+    "VAEModule",
     "build_module",
     "restore_module",
 ]
