@@ -40,8 +40,9 @@ def augment_and_tell(images: Tensor, chance: float, random: torch.Generator) -> 
         torch.exp2(-magnified - stretched) * (1 - 2 * mirrored),
         torch.exp2(-magnified + stretched) * (1 - 2 * flipped),
     )
-    first = torch.stack([along * angle.cos(), -along * angle.sin(), right / 4], dim=1)
-    second = torch.stack([across * angle.sin(), across * angle.cos(), down / 4], dim=1)
+    height, width = images.shape[-2:]  # both measure 2 in the grid: a turn of oblong images must not shear them
+    first = torch.stack([along * angle.cos(), -along * angle.sin() * height / width, right / 4], dim=1)
+    second = torch.stack([across * angle.sin() * width / height, across * angle.cos(), down / 4], dim=1)
     grid = F.affine_grid(torch.stack([first, second], dim=1), list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
     untouched = ~told.any(dim=1)[:, None, None, None]

@@ -50,8 +50,8 @@ def heun(denoise: Denoise, x: Tensor, sigmas: list[float], corrected: int | None
 def dpm_solver_2m(denoise: Denoise, x: Tensor, sigmas: list[float]) -> Tensor:
     """Integrate by DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2), one evaluation per step.
 
-    With h the step in -ln(sigma), the step is exact for a denoiser that is linear in it; the denoiser's slope comes from the
-    step before. The first step and one to 0 are of first order. Parameters are those of `heun`.
+    Each step is exact for a denoiser that is constant, and of second order in its length in -ln(sigma); the denoiser's slope
+    comes from the step before. The first step and one to 0 are of first order. Parameters are those of `heun`.
     """
     earlier: Tensor | None = None
     last = 0.0

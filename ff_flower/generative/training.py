@@ -1,5 +1,6 @@
 """The training loop of the network kinds: AdamW, a moving average, a held-out watch, a time limit, and checkpoints."""
 
+import contextlib
 import copy
 import logging
 import math
@@ -107,8 +108,8 @@ class Training:
             if self.options.checkpoint and time.monotonic() - saved >= self.options.checkpoint_seconds:
                 self._save(self.options.checkpoint)
                 saved = time.monotonic()
-        if self.options.checkpoint:
-            self.options.checkpoint.unlink(missing_ok=True)
+        if self.options.checkpoint and self.options.checkpoint.exists():
+            self.options.checkpoint.unlink()
         return self.best if self._watched else self.average
 
     @property
@@ -154,6 +155,7 @@ class Training:
 
     def _save(self, path: Path) -> None:
         """Write everything that the next step depends on, whole or not at all."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         tensors = {f"{part}.{name}": tensor for part, one in self._parts() for name, tensor in one.state_dict().items()}
@@ -166,8 +168,9 @@ class Training:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, unfinished)
             unfinished.replace(path)
-        except OSError as error:
-            unfinished.unlink(missing_ok=True)
+        except (OSError, SafetensorError) as error:
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
             raise RunError(
                 f"{path}: cannot be written ({error}); free some space or set module.checkpoint-seconds = 0"
             ) from error
@@ -182,9 +185,7 @@ class Training:
             return
         try:
             tensors = load_file(path)
-            found = {name: tensor.shape for name, tensor in tensors.items() if not name.startswith(("optimizer.", "random"))}
-            expected = {f"{part}.{name}": value.shape for part, one in self._parts() for name, value in one.state_dict().items()}
-            if found != expected | {"numbers": torch.Size([5])}:
+            if {name: tensor.shape for name, tensor in tensors.items()} != self._shapes():
                 raise ValueError("its tensors are not this fit's")
         except (OSError, SafetensorError, ValueError) as error:
             logger.warning("the checkpoint %s is left out: %s", path.name, error)
@@ -200,6 +201,14 @@ class Training:
         self.step, self.best_step = int(step), int(best_step)
         self.recent.fill_(recent)
         logger.info("a fit continues at step %d of %d", self.step, self.spec.steps)
+
+    def _shapes(self) -> dict[str, torch.Size]:
+        """Return the names and shapes of a checkpoint of this fit."""
+        shapes = {f"{part}.{name}": value.shape for part, one in self._parts() for name, value in one.state_dict().items()}
+        for position, weight in enumerate(self.objective.parameters()):
+            moments = {"step": torch.Size(), "exp_avg": weight.shape, "exp_avg_sq": weight.shape}
+            shapes |= {f"optimizer.{position}.{name}": shape for name, shape in moments.items()}
+        return shapes | {"random": self.random.get_state().shape, "numbers": torch.Size([5])}
 
     def _parts(self) -> tuple[tuple[str, Objective], ...]:
         return ("objective", self.objective), ("average", self.average), ("best", self.best)
