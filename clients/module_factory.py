@@ -1,23 +1,28 @@
 """The node's side of FederatedFactory: fit a module per local class; later, synthesize, and fit a classifier."""
 
+import hashlib
+import json
 import logging
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ff_flower.accelerator import peak_memory
 from ff_flower.classifiers import fit_classifier, predict, real_and_synthetic
-from ff_flower.config import RunSpec
-from ff_flower.environment import library_versions
+from ff_flower.config import ModuleSpec, RunSpec, TrainingSpec
+from ff_flower.environment import library_versions, source_digest
 from ff_flower.errors import DataError, ModuleError
-from ff_flower.generative import build_module
+from ff_flower.generative import FitOptions, GaussianMixtureModule, GenerativeModule, build_module
+from ff_flower.generative.base import Progress
 from ff_flower.metrics import classification_metrics
 from ff_flower.registry import Expectation, ModuleManifest, ModuleRegistry, encode_module, module_id
-from ff_flower.reports import Answer, Declined, FitReport, Interval
-from ff_flower.run_directory import cache_root
+from ff_flower.reports import Answer, Declined, Fallback, FitReport, Interval
+from ff_flower.run_directory import cache_root, combined_digest
 from ff_flower.seeding import derive_seed
 from ff_flower.synthesis import SampleCache, SyntheticDataset, allocate, synthesize
 
@@ -33,14 +38,16 @@ def fit_modules(spec: RunSpec, site: Site, device: torch.device) -> tuple[FitRep
     -------
     tuple of FitReport and dict
         The account, and the module files by module_id. A class with fewer than ``module.min_images`` images, or whose fit
-        fails, is declined with its reason.
+        fails, is declined with its reason; one with fewer than ``module.network_images`` may get a simpler kind.
     """
     began = time.time()
     files: dict[str, bytes] = {}
     modules: dict[str, str] = {}
+    fallbacks: list[Fallback] = []
     declined = [] if len(site.own) else [Declined(-1, "the node holds no images")]
     counts = torch.bincount(site.own.labels, minlength=site.splits.num_classes).tolist()
-    for label in (label for label, count in enumerate(counts) if count):
+    label_counts = {str(label): count for label, count in enumerate(counts) if count}
+    for label, count in ((int(label), count) for label, count in label_counts.items()):
         try:
             data = fit_module(spec, site, label, device)
         except ModuleError as error:
@@ -49,38 +56,55 @@ def fit_modules(spec: RunSpec, site: Site, device: torch.device) -> tuple[FitRep
             continue
         modules[str(label)] = module_id(data)
         files[modules[str(label)]] = data
-    label_counts = {str(label): count for label, count in enumerate(counts) if count}
-    return FitReport(site.partition, label_counts, modules, tuple(declined), Interval(began, time.time())), files
+        if note := choose_kind(spec.module, site.kind, count)[1]:
+            fallbacks.append(Fallback(label, note))
+    work, memory = Interval(began, time.time()), peak_memory(device)
+    return FitReport(site.partition, label_counts, modules, tuple(declined), work, tuple(fallbacks), memory), files
+
+
+def choose_kind(spec: ModuleSpec, kind: str, num_images: int) -> tuple[str, str]:
+    """Return the kind of module for a class of ``num_images``, and a note that says why where it is not the ``kind`` wanted.
+
+    A class with fewer than ``network_images`` images gets a ``gaussian_mixture`` in the place of a network.
+    """
+    if num_images >= spec.network_images or not isinstance(spec.of_kind(kind), TrainingSpec):
+        return kind, ""
+    simple = GaussianMixtureModule.kind
+    return (
+        simple,
+        f"{simple} in the place of {kind}: {num_images} images, fewer than module.network-images = {spec.network_images}",
+    )
 
 
 def fit_module(spec: RunSpec, site: Site, label: int, device: torch.device) -> bytes:
-    """Fit the module of one class, and return its file.
+    """Fit the module of one class, and return its file; a fit that was interrupted continues from its checkpoint.
 
     Raises
     ------
     ModuleError
         When the class has too few images, or the fit fails.
+    RunError
+        When a checkpoint cannot be written.
     """
     info, images = site.splits.info, site.own.of_label(label).images
-    if len(images) < spec.module.min_images:
-        raise ModuleError(
-            f"{len(images)} images: a module needs at least {spec.module.min_images}; lower module.min-images or pool classes"
-        )
-    name, began = info.classes[label], time.time()
-
-    def progress(step: int, steps: int, loss: float) -> None:
-        seconds = time.time() - began
-        left = seconds * (steps - step) / step
-        logger.info("node %d: class %r step %d/%d loss %.3f, %.0f s left", site.partition, name, step, steps, loss, left)
-
-    module = build_module(spec.module, info.shape, device)
-    module.fit(images, derive_seed(spec.seed, "module", site.partition, label), progress)
+    _check_count(len(images), spec.module)
+    kind, note = choose_kind(spec.module, site.kind, len(images))
+    module = build_module(spec.module, info.shape, device, kind)
+    seed = derive_seed(spec.seed, "module", site.partition, label)
+    options = FitOptions(
+        progress=_progress(site, info.classes[label]),
+        holdout=spec.module.holdout,
+        max_seconds=spec.module.max_seconds,
+        checkpoint=_checkpoint(spec, module, images, seed) if spec.module.checkpoint_seconds else None,
+        checkpoint_seconds=spec.module.checkpoint_seconds,
+    )
+    module.fit(images, seed, options)
     manifest = ModuleManifest(
         format_version=1,
-        kind=spec.module.kind,
-        spec=spec.module.of_kind().flat(),
+        kind=kind,
+        spec=module.spec.flat(),
         label=label,
-        label_name=name,
+        label_name=info.classes[label],
         image_shape=info.shape,
         value_range=(0, 255),
         num_examples=len(images),
@@ -91,8 +115,37 @@ def fit_module(spec: RunSpec, site: Site, label: int, device: torch.device) -> b
         wire_dtype=spec.module.wire_dtype,
         libraries=library_versions(("torch", "numpy", "scikit-learn")),
         licence=info.licence,
+        note=note,
     )
     return encode_module(module.state(), manifest)
+
+
+def _check_count(num_images: int, spec: ModuleSpec) -> None:
+    if num_images < spec.min_images:
+        raise ModuleError(
+            f"{num_images} images: a module needs at least {spec.min_images}; lower module.min-images or pool classes"
+        )
+    if num_images == 1:
+        raise ModuleError("1 image: a module of it would be the image itself; add images or pool classes")
+
+
+def _progress(site: Site, name: str) -> Progress:
+    began = time.time()
+
+    def progress(images_shown: int, share: float, loss: float) -> None:
+        left = (time.time() - began) * (1 - share) / share
+        text = "node %d: class %r at %.0f %% of its fit: %d images shown, loss %.3f, about %.0f s left"
+        logger.info(text, site.partition, name, 100 * share, images_shown, loss, left)
+
+    return progress
+
+
+def _checkpoint(spec: RunSpec, module: GenerativeModule[Any], images: Tensor, seed: int) -> Path:
+    """Return where an unfinished fit is kept, named by all that it depends on."""
+    settings = [module.kind, module.spec.flat(), spec.module.holdout, spec.module.max_seconds, seed, module.device.type]
+    content = hashlib.sha256(images.numpy().tobytes()).hexdigest()
+    key = combined_digest(json.dumps([*settings, list(images.shape)], sort_keys=True), content, source_digest())
+    return cache_root(spec) / "fits" / f"{key}.safetensors"
 
 
 def answer(
@@ -163,12 +216,13 @@ def score(
     test = site.splits.test
     metrics = classification_metrics(predict(network, test.images, device), test.labels)
     logger.info("node %d: classifier reaches %.2f %% on the test set", site.partition, 100 * metrics.accuracy)
-    return Answer(site.partition, metrics.as_dict(), synthetic_digest, Interval(began, time.time()), synthesis)
+    return Answer(
+        site.partition, metrics.as_dict(), synthetic_digest, Interval(began, time.time()), synthesis, peak_memory(device)
+    )
 
 
 def _synthesize(spec: RunSpec, site: Site, files: Mapping[str, bytes], device: torch.device) -> SyntheticDataset:
-    info = site.splits.info
-    expectation = Expectation(info.name, spec.seed, info.shape, info.classes, owner=None)
+    expectation = Expectation.of_run(spec, site.splits.info)
     with tempfile.TemporaryDirectory(prefix="ff-modules-") as folder:
         registry = ModuleRegistry(Path(folder))
         for data in files.values():

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from typing import TypeVar, cast
 
 import torch
@@ -60,6 +61,21 @@ def place(network: Network, device: torch.device) -> Network:
     """Move ``network`` to ``device``, channels last on a GPU, where convolutions are fastest in that layout."""
     layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
     return network.to(device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes that this process has held: of the GPU's memory for tensors, or of the machine's on a CPU.
+
+    Where the system does not say it is 0.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # not a Unix
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def accelerate(network: nn.Module, device: torch.device) -> nn.Module:

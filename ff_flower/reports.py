@@ -33,6 +33,14 @@ class Declined:
 
 
 @dataclass(frozen=True)
+class Fallback:
+    """A class whose module is of another kind than was asked for, and why, in one sentence."""
+
+    label: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class FitReport:
     """A node's account of its modules.
 
@@ -48,6 +56,10 @@ class FitReport:
         Classes without a module.
     work : Interval
         When the node worked.
+    fallbacks : tuple of Fallback
+        Classes with a module of a simpler kind than the node's.
+    peak_memory : int
+        Most bytes that the node's process held, on its GPU where it has one; 0 where that is not known.
     """
 
     partition: int
@@ -55,6 +67,8 @@ class FitReport:
     modules: dict[str, str]
     declined: tuple[Declined, ...]
     work: Interval
+    fallbacks: tuple[Fallback, ...] = ()
+    peak_memory: int = 0
 
     @property
     def num_examples(self) -> int:
@@ -76,6 +90,8 @@ class FitReport:
                 modules={str(int(k)): str(v) for k, v in values["modules"].items()},
                 declined=tuple(Declined(int(d["label"]), str(d["reason"])) for d in values["declined"]),
                 work=_interval(values["work"]),
+                fallbacks=tuple(Fallback(int(f["label"]), str(f["reason"])) for f in values["fallbacks"]),
+                peak_memory=_whole(values["peak_memory"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise VerificationError("report", f"malformed fit report ({error!r})") from error
@@ -95,6 +111,8 @@ class Answer:
         SHA-256 of the synthetic set it built; empty where it built none.
     synthesis, training : Interval
         When it synthesized and when it trained.
+    peak_memory : int
+        As in `FitReport`.
     """
 
     partition: int
@@ -102,6 +120,7 @@ class Answer:
     synthetic_digest: str
     training: Interval
     synthesis: Interval = field(default=Interval(0.0, 0.0))
+    peak_memory: int = 0
 
     def to_json(self) -> str:
         """Return the answer as JSON."""
@@ -120,6 +139,7 @@ class Answer:
                 synthetic_digest=str(values["synthetic_digest"]),
                 training=_interval(values["training"]),
                 synthesis=_interval(values["synthesis"]),
+                peak_memory=_whole(values["peak_memory"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise VerificationError("report", f"malformed answer ({error!r})") from error

@@ -2,7 +2,7 @@
 
 ::
 
-    <out>/cache/                      partitions and samples, shared by all runs
+    <out>/cache/                      partitions, samples and unfinished fits, shared by all runs
     <out>/latest                      link to the newest run
     <out>/<data>-<method>-<partition>-seed<seed>-<digest>/
         spec.json  environment.json   what was asked, and where it was made

@@ -164,7 +164,8 @@ def _gaps(metrics: Metrics) -> TextTable:
     declined = [
         f"node {gap['partition']} has no module for label {gap['label']}: {gap['reason']}" for gap in metrics.get("declined", [])
     ]
-    sentences = [*gaps(metrics), *declined, *metrics.get("notes", [])]
+    simpler = [f"node {gap['partition']}, label {gap['label']}: {gap['reason']}" for gap in metrics.get("fallbacks", [])]
+    sentences = [*gaps(metrics), *declined, *simpler, *metrics.get("notes", [])]
     return TextTable("What is missing", ("what and why",), tuple((sentence,) for sentence in sentences), prose=True)
 
 

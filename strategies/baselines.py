@@ -44,7 +44,7 @@ def run_local(grid: Grid, splits: Splits, outcome: Outcome, device: torch.device
     content = request_records(spec, range(spec.num_clients))
     messages = [Message(content, dst_node_id=node, message_type="evaluate.local") for node in nodes]
     contents, failures = in_partition_order(grid.send_and_receive(messages, timeout=spec.timeout), nodes, spec.num_clients)
-    scores, work = {}, []
+    scores, answers = {}, []
     for partition, reply in contents.items():
         try:
             answer, _ = read_answer(reply)
@@ -53,11 +53,12 @@ def run_local(grid: Grid, splits: Splits, outcome: Outcome, device: torch.device
             failures.append(Failure(partition, str(error)))
             continue
         scores[partition] = ClassificationMetrics.from_dict(answer.metrics)
-        work.append(answer.training)
+        answers.append(answer)
     outcome.missing = missing_nodes(failures, scores, spec.num_clients)
     if not scores:
         raise RunError(f"no node answered: {outcome.missing[0].reason}")
-    outcome.seconds["training"] = busy_seconds(work)
+    outcome.seconds["training"] = busy_seconds([answer.training for answer in answers])
+    outcome.peak_memory = max(answer.peak_memory for answer in answers)
     outcome.record("local", mean_metrics(list(scores.values())))
 
 

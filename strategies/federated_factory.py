@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -41,10 +41,16 @@ class FederatedFactory(Strategy):
         Where files, reports and receipts are kept.
     ledger : Ledger
         Notes every transfer.
+
+    Raises
+    ------
+    ConfigError
+        When the settings of the run's kind of module cannot take the images.
     """
 
     def __init__(self, spec: RunSpec, info: DatasetInfo, directory: RunDirectory, ledger: Ledger) -> None:
         self.spec, self.info, self.directory, self.ledger = spec, info, directory, ledger
+        self.expectation = Expectation.of_run(spec, info)
         self.registry = ModuleRegistry(directory.path / "modules")
         self.reports: dict[int, FitReport] = {}
         self.answers: dict[int, Answer] = {}
@@ -94,6 +100,8 @@ class FederatedFactory(Strategy):
         self.missing = missing_nodes(failures, self.reports, self.spec.num_clients)
         for failure in self.missing:
             logger.warning("fit: node %d is missing: %s", failure.partition, failure.reason)
+        if fallbacks := self.fallbacks():
+            logger.warning("fit: %d modules are of a simpler kind, for example %s", len(fallbacks), fallbacks[0]["reason"])
         self._withdraw_unreported()
         self.ledger.write(self.directory.path / "ledger.jsonl")
         self._check_enough()
@@ -175,12 +183,9 @@ class FederatedFactory(Strategy):
         return []
 
     def _register(self, data: bytes, report: FitReport) -> Path | None:
-        info, partition, settings = self.info, report.partition, self.spec.module
-        expectation = Expectation(
-            info.name, self.spec.seed, info.shape, info.classes, str(partition), {settings.kind: settings.of_kind().flat()}
-        )
+        partition = report.partition
         try:
-            module = self.registry.add(data, expectation)
+            module = self.registry.add(data, replace(self.expectation, owner=str(partition)))
             try:
                 self._check_claims(module, report)
             except VerificationError:
@@ -247,3 +252,7 @@ class FederatedFactory(Strategy):
     def declined(self) -> list[dict[str, object]]:
         """Return the classes that nodes fitted no module for, with their reasons."""
         return [{"partition": p, **asdict(d)} for p, report in sorted(self.reports.items()) for d in report.declined]
+
+    def fallbacks(self) -> list[dict[str, object]]:
+        """Return the classes that nodes fitted a simpler kind of module for, with their reasons."""
+        return [{"partition": p, **asdict(f)} for p, report in sorted(self.reports.items()) for f in report.fallbacks]

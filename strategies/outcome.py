@@ -34,8 +34,12 @@ class Outcome:
         Flower rounds that were needed.
     missing : list of Failure
         Nodes without a usable reply.
-    quarantined, declined : list of dict
-        Refused module files, and classes without a module, with reasons.
+    quarantined, declined, fallbacks : list of dict
+        Refused module files, classes without a module, and classes with one of a simpler kind, with reasons.
+    notes : list of str
+        Anything else that a reader of the results should know.
+    peak_memory : int
+        Most bytes that a node's process held, see `FitReport`; 0 where no node told.
     """
 
     spec: RunSpec
@@ -48,7 +52,9 @@ class Outcome:
     missing: list[Failure] = field(default_factory=list)
     quarantined: list[dict[str, object]] = field(default_factory=list)
     declined: list[dict[str, object]] = field(default_factory=list)
+    fallbacks: list[dict[str, object]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    peak_memory: int = 0
 
     def record(
         self, name: str, metrics: ClassificationMetrics | Mapping[str, Any], up: Sequence[str] = (), down: Sequence[str] = ()
@@ -86,7 +92,9 @@ class Outcome:
             "missing": [asdict(failure) for failure in self.missing],
             "quarantined": self.quarantined,
             "declined": self.declined,
+            "fallbacks": self.fallbacks,
             "notes": self.notes,
+            "peak_memory": self.peak_memory,
         }
         self.ledger.write(self.directory.path / "ledger.jsonl")
         self.directory.write_json("metrics.json", values)

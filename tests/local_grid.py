@@ -27,6 +27,8 @@ class LocalGrid(Grid):
         Seed of the order in which nodes are listed and replies come back.
     tamper : callable, optional
         ``tamper(partition, reply)`` may change a reply, or return None to lose it.
+    node_config : mapping from int to mapping, optional
+        What the node of a partition finds in its node-config beside its partition.
 
     Attributes
     ----------
@@ -36,7 +38,14 @@ class LocalGrid(Grid):
         Partitions whose replies brought module files, in order.
     """
 
-    def __init__(self, client_app: ClientApp, num_nodes: int, shuffle: int = 0, tamper: Tamper | None = None) -> None:
+    def __init__(
+        self,
+        client_app: ClientApp,
+        num_nodes: int,
+        shuffle: int = 0,
+        tamper: Tamper | None = None,
+        node_config: Mapping[int, Mapping[str, str]] | None = None,
+    ) -> None:
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
         self.random = random.Random(shuffle)
         self.app, self.tamper = client_app, tamper
@@ -47,7 +56,7 @@ class LocalGrid(Grid):
             node_id: Context(
                 run_id=1,
                 node_id=node_id,
-                node_config={"partition-id": partition, "num-partitions": num_nodes},
+                node_config={"partition-id": partition, "num-partitions": num_nodes, **(node_config or {}).get(partition, {})},
                 state=RecordDict(),
                 run_config={},
             )

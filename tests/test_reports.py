@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ff_flower.errors import VerificationError
-from ff_flower.reports import Answer, Declined, FitReport, Interval, busy_seconds
+from ff_flower.reports import Answer, Declined, Fallback, FitReport, Interval, busy_seconds
 
 SHARES = st.floats(0, 1)
 SECONDS = st.floats(allow_nan=False, allow_infinity=False)
@@ -23,6 +23,8 @@ FIT_REPORTS = st.builds(
     modules=st.dictionaries(LABELS, st.text("0123456789abcdef", max_size=64), max_size=4),
     declined=st.lists(st.builds(Declined, st.integers(-1, 1000), st.text(max_size=20)), max_size=3).map(tuple),
     work=INTERVALS,
+    fallbacks=st.lists(st.builds(Fallback, st.integers(0, 1000), st.text(max_size=20)), max_size=3).map(tuple),
+    peak_memory=COUNTS,
 )
 ANSWERS = st.builds(
     Answer,
@@ -38,15 +40,16 @@ ANSWERS = st.builds(
     synthetic_digest=st.text("0123456789abcdef", max_size=64),
     training=INTERVALS,
     synthesis=INTERVALS,
+    peak_memory=COUNTS,
 )
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-FIT = FitReport(3, {"3": 147}, {"3": "ab" * 32}, (Declined(4, "2 images"),), Interval(1.5, 2.5))
+FIT = FitReport(3, {"3": 147}, {"3": "ab" * 32}, (Declined(4, "2 images"),), Interval(1.5, 2.5), (Fallback(3, "few"),), 2**30)
 METRICS = {"accuracy": 0.5, "auroc": None, "macro_f1": 0.25, "per_class_recall": [1.0, None]}
-ANSWER = Answer(3, METRICS, "cd" * 32, Interval(1.0, 2.0), Interval(0.0, 1.0))
+ANSWER = Answer(3, METRICS, "cd" * 32, Interval(1.0, 2.0), Interval(0.0, 1.0), 2**30)
 
 
 @given(FIT_REPORTS)

@@ -1,7 +1,8 @@
 """Module files and the folder that keeps them: written canonically, verified before use, found by content."""
 
+from .expectation import Expectation
 from .manifest import ModuleManifest
-from .registry import Expectation, ModuleRegistry, Refusal, RegisteredModule
+from .registry import ModuleRegistry, Refusal, RegisteredModule
 from .serialization import ModuleLimits, decode_module, encode_module, module_id
 
 __all__ = [

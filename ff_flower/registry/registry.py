@@ -10,71 +10,18 @@
 import json
 import os
 import re
-import reprlib
-import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from ..config import Scalar
 from ..errors import RunError, VerificationError
+from .expectation import Expectation
 from .manifest import ModuleManifest
 from .serialization import DEFAULT_LIMITS, ModuleLimits, decode_module, module_id
 
 SUFFIX = ".safetensors"
-
-
-@dataclass(frozen=True)
-class Expectation:
-    """What a module must say of itself to belong to this run.
-
-    Attributes
-    ----------
-    dataset : str
-        Name of the run's data set.
-    root_seed : int
-        The run's root seed.
-    image_shape : tuple of int
-        (C, H, W) of the run's images.
-    label_names : tuple of str
-        The data set's classes; the position is the label.
-    owner : str or None
-        The sender, where it is known; None accepts any.
-    specs : mapping from str to mapping, or None
-        The settings of every kind that may be sent: they decide what building and sampling a module costs. None accepts any.
-    """
-
-    dataset: str
-    root_seed: int
-    image_shape: tuple[int, int, int]
-    label_names: tuple[str, ...]
-    owner: str | None = None
-    specs: Mapping[str, Mapping[str, Scalar]] | None = None
-
-    def check(self, manifest: ModuleManifest) -> None:
-        """Compare a manifest with this run.
-
-        Raises
-        ------
-        VerificationError
-            Rule ``other-run``, ``image-shape``, ``label``, ``owner`` or ``spec``.
-        """
-        if (manifest.dataset, manifest.root_seed) != (_nfc(self.dataset), self.root_seed):
-            found = f"data set {manifest.dataset!r} with root seed {manifest.root_seed}"
-            raise VerificationError("other-run", f"{found}; this run has {self.dataset!r} with {self.root_seed}")
-        if manifest.image_shape != self.image_shape:
-            raise VerificationError("image-shape", f"{manifest.image_shape}; this run's images are {self.image_shape}")
-        if manifest.label >= len(self.label_names):
-            raise VerificationError("label", f"{manifest.label}; this run's labels are 0 to {len(self.label_names) - 1}")
-        name = _nfc(self.label_names[manifest.label])
-        if manifest.label_name != name:
-            raise VerificationError("label", f"{manifest.label_name!r} for label {manifest.label}, which is {name!r} in this run")
-        if self.owner not in (None, manifest.owner):
-            raise VerificationError("owner", f"{manifest.owner!r} in a module from {self.owner!r}; a node sends its own only")
-        if self.specs is not None:
-            _check_spec(manifest, self.specs)
 
 
 @dataclass(frozen=True)
@@ -273,19 +220,6 @@ class ModuleRegistry:
     def _set_aside(self, path: Path, data: bytes, error: VerificationError) -> None:
         self.quarantine(data, error, source=path.name)
         path.unlink()
-
-
-def _nfc(text: str) -> str:
-    return unicodedata.normalize("NFC", text)  # the form that every manifest has
-
-
-def _check_spec(manifest: ModuleManifest, specs: Mapping[str, Mapping[str, Scalar]]) -> None:
-    if manifest.kind not in specs:
-        raise VerificationError("spec", f"kind {manifest.kind!r}; this run accepts {', '.join(sorted(specs))}")
-    asked = specs[manifest.kind]
-    differing = sorted(key for key in {*asked, *manifest.spec} if asked.get(key) != manifest.spec.get(key))
-    if differing:
-        raise VerificationError("spec", f"{reprlib.repr(differing)} are not what this run asked of {manifest.kind!r}")
 
 
 def _check_digest(data: bytes, expected: str) -> None:

@@ -53,9 +53,9 @@ class Finished:
         return Finished(self.spec, grid, run(grid, self.spec))
 
 
-def make(spec, shuffle=0, tamper=None):
+def make(spec, shuffle=0, tamper=None, node_config=None):
     """Run ``spec`` on local nodes."""
-    grid = LocalGrid(app, spec.num_clients, shuffle, tamper)
+    grid = LocalGrid(app, spec.num_clients, shuffle, tamper, node_config)
     return Finished(spec, grid, run(grid, spec))
 
 

@@ -51,7 +51,8 @@ def test_metrics_have_the_keys_that_others_rely_on(finished):
     stages = {"fit", "client-synthesis", "client-training", "server-synthesis", "server", "student"}
     assert set(metrics["seconds"]) == {"total", *stages}
     assert all(math.isfinite(value) and value >= 0 for value in metrics["seconds"].values())
-    assert {metrics[key] == [] for key in ("missing", "quarantined", "declined", "notes")} == {True}
+    assert {metrics[key] == [] for key in ("missing", "quarantined", "declined", "fallbacks", "notes")} == {True}
+    assert 50e6 < metrics["peak_memory"] < 64e9
     assert metrics["spec_digest"] == finished.spec.digest()
 
 
@@ -148,7 +149,7 @@ def test_another_seed_gives_other_modules(upload_only, other_seed):
 
 def test_edm_runs_are_equal_to_the_last_byte(run_tiny, tmp_path):
     """Diffusion modules, and the classifier trained on their samples, repeat to the last byte too."""
-    settings = {"module__kind": "edm", "module__edm__channels": 8, "module__edm__steps": 3, "module__edm__sampling_steps": 2}
+    settings = {"module__kind": "edm", "module__edm__channels": 8, "module__edm__steps": 3, "module__edm__evaluations": 2}
     settings |= {"num_clients": 2, "partition__classes_per_node": 5, "synthesis__site": "server", "module__edm__batch_size": 16}
     first, second = (run_tiny(tiny(tmp_path / str(i), **settings), shuffle=i) for i in range(2))
     assert len(first.modules()) == 10 and first.modules() == second.modules()
