@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from ff_flower.accelerator import accelerate, low_precision, place, prepare, select_device
+from ff_flower.accelerator import accelerate, low_precision, peak_memory, place, prepare, select_device
 from ff_flower.config import RunSpec
 from ff_flower.errors import ConfigError
 
@@ -65,3 +66,22 @@ def test_low_precision_is_for_speed_only() -> None:
     with low_precision(CPU):
         assert torch.allclose((a @ b).float(), exact, atol=0.1)
     assert torch.equal(a @ b, exact)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system is no Linux")
+def test_peak_memory_is_what_the_system_says() -> None:
+    """On a CPU the peak is the process's high-water mark as Linux keeps it, in bytes."""
+    before = peak_memory(CPU)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    assert before - 2**24 <= 1024 * kilobytes <= peak_memory(CPU) + 2**24
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this process sees no GPU")
+def test_peak_memory_of_a_gpu_counts_its_tensors() -> None:
+    """On a GPU the peak is what tensors took there at once, and it stays when they are given back."""
+    cuda = torch.device("cuda")
+    taken = torch.zeros(2**24, device=cuda)
+    assert peak_memory(cuda) >= taken.nbytes
+    del taken
+    assert peak_memory(cuda) >= 2**26

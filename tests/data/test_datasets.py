@@ -241,7 +241,10 @@ def _with(key: str, value: np.ndarray) -> Arrays:
     ("arrays", "says"),
     [
         ({key: value for key, value in _arrays().items() if "val" not in key}, "no val_images, val_labels"),
-        (_with("train_images", np.zeros((12, 6, 6), dtype=np.float32)), "float32"),
+        (_with("train_images", np.zeros((12, 6, 6), dtype=np.float32)), r"float32.*images are uint8 in \[0, 255\].*convert them"),
+        (_with("train_images", np.full((12, 6, 6), np.nan)), r"float64.*images are uint8 in \[0, 255\].*convert them"),
+        (_with("test_images", np.zeros((5, 6, 6), dtype=np.uint16)), r"uint16.*images are uint8 in \[0, 255\].*convert them"),
+        (_with("val_images", np.zeros((4, 6, 6), dtype=np.int8)), r"int8.*images are uint8 in \[0, 255\].*convert them"),
         (_with("train_images", np.zeros((12, 6), dtype=np.uint8)), r"\(12, 6\)"),
         (_with("train_images", np.zeros((12, 6, 6, 4), dtype=np.uint8)), r"\(12, 6, 6, 4\)"),
         (_with("train_images", np.array([np.zeros((6, 6)), np.zeros((5, 5))], dtype=object)), "two sizes"),

@@ -1,0 +1,112 @@
+"""Fits on a node: what kind a class gets, and that an interrupted fit ends like an unbroken one."""
+
+import logging
+
+import pytest
+import torch
+from local_grid import tiny
+
+from clients.module_factory import choose_kind, fit_module, fit_modules
+from clients.site import kind_of, open_site
+from ff_flower.config import ModuleSpec, RunSpec
+from ff_flower.errors import ConfigError
+from ff_flower.generative import KINDS
+from ff_flower.registry import decode_module
+from ff_flower.run_directory import cache_root
+
+CPU = torch.device("cpu")
+NETWORK = {"module__kind": "edm", "module__edm__channels": 8, "module__edm__steps": 12, "module__edm__batch_size": 16}
+NODE = {"partition-id": 1, "num-partitions": 5}
+
+
+class Power(Exception):
+    """The node loses power."""
+
+
+class Plug(logging.Handler):
+    """Cuts the power at a fit's n-th report of progress."""
+
+    def __init__(self, reports):
+        super().__init__()
+        self.left = reports
+
+    def emit(self, record):
+        """Count the reports."""
+        self.left -= "of its fit" in record.getMessage()
+        if self.left <= 0:
+            raise Power
+
+
+def interrupted(spec, site, label, reports=2):
+    """Fit a module until its n-th report of progress."""
+    plug, logger = Plug(reports), logging.getLogger("flwr")
+    logger.addHandler(plug)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        with pytest.raises(Power):
+            fit_module(spec, site, label, CPU)
+    finally:
+        logger.removeHandler(plug)
+        logger.setLevel(level)
+
+
+def unfinished(spec):
+    """Return the checkpoints that lie in a run's cache."""
+    return sorted((cache_root(spec) / "fits").glob("*"))
+
+
+def test_an_interrupted_fit_continues_to_the_same_bytes(tmp_path, caplog):
+    """A fit that was cut off twice goes on at its last checkpoint, sends the unbroken fit's bytes, and leaves nothing behind."""
+    spec = tiny(tmp_path / "broken", **NETWORK, module__checkpoint_seconds=1e-9)
+    site = open_site(spec, NODE)
+    label = int(site.own.labels[0])
+    for reports in (2, 1):
+        interrupted(spec, site, label, reports)
+    (checkpoint,) = unfinished(spec)
+    assert checkpoint.suffix == ".safetensors"
+    unbroken = fit_module(tiny(tmp_path / "whole", **NETWORK, module__checkpoint_seconds=0.0), site, label, CPU)
+    with caplog.at_level(logging.INFO, "flwr"):
+        assert fit_module(spec, site, label, CPU) == unbroken
+    assert "a fit continues at step 5 of 12" in caplog.text
+    assert unfinished(spec) == [] and not (tmp_path / "whole" / "cache" / "fits").exists()
+    assert decode_module(unbroken)[0].images_shown == 12 * 16
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"module__edm__learning_rate": 1e-3}, {"module__holdout": 0.2}])
+def test_a_checkpoint_of_another_fit_is_not_continued(change, tmp_path):
+    """Another seed or setting begins anew beside the checkpoint that lies there, and ends like without it."""
+    spec = tiny(tmp_path / "broken", **NETWORK, module__checkpoint_seconds=1e-9)
+    site = open_site(spec, NODE)
+    label = int(site.own.labels[0])
+    interrupted(spec, site, label)
+    lying = unfinished(spec)
+    other, clean = (tiny(tmp_path / out, **NETWORK | change, module__checkpoint_seconds=1e-9) for out in ("broken", "clean"))
+    assert fit_module(other, site, label, CPU) == fit_module(clean, site, label, CPU)
+    assert unfinished(spec) == lying
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "gaussian_mixture"])
+def test_networks_need_their_number_of_images(kind):
+    """A network kind gives way to the mixture exactly below ``network-images``; the mixture itself never does."""
+    spec = ModuleSpec(network_images=30)
+    assert choose_kind(spec, kind, 30) == (kind, "")
+    simple, note = choose_kind(spec, kind, 29)
+    assert simple == "gaussian_mixture" and note.startswith(f"gaussian_mixture in the place of {kind}: 29 images, fewer than")
+    assert choose_kind(spec, "gaussian_mixture", 1) == ("gaussian_mixture", "")
+
+
+def test_the_node_config_goes_before_the_run():
+    """A node's own ``module.kind`` counts, without one the run's, and one that there is not is refused with what there is."""
+    spec = RunSpec()
+    assert kind_of(spec, {}) == spec.module.kind
+    assert all(kind_of(spec, {"module.kind": kind}) == kind for kind in KINDS)
+    with pytest.raises(ConfigError, match=r"unknown module.kind 'GMM'; there are: .*edm.*start the node with one of these"):
+        kind_of(spec, {"module.kind": "GMM"})
+
+
+def test_a_node_tells_how_much_memory_it_took(tmp_path):
+    """A fit's report names the most bytes that its process held: at least what torch alone takes."""
+    spec = tiny(tmp_path)
+    report, _ = fit_modules(spec, open_site(spec, NODE), CPU)
+    assert report.peak_memory > 50e6 and report.fallbacks == ()
