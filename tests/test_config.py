@@ -24,7 +24,7 @@ def _fields(spec: Spec, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
 
 FIELDS = dict(_fields(RunSpec()))
 DEFAULTS = RunSpec().flat()
-ASIDE = {"out", "timeout", "data.root", "data.download"}
+ASIDE = {"out", "timeout", "data.root", "data.download", "module.checkpoint-seconds"}
 
 
 def _other(key: str) -> Scalar:
@@ -129,7 +129,7 @@ def test_integers_pass_for_floats() -> None:
 
 @pytest.mark.parametrize("key", DEFAULTS)
 def test_the_digest_sees_what_can_change_a_result(key: str) -> None:
-    """The digest changes with every key but those that say where data and results lie, whether to download, how long to wait."""
+    """The digest changes with every key but those that say where data lie, whether to download, how long to wait or to save."""
     changed = from_run_config({key: _other(key)}).digest() != RunSpec().digest()
     assert changed == (key not in ASIDE)
 

@@ -19,7 +19,7 @@ def test_the_silent_field_is_the_best_of_a_gaussian(prior: GaussianPrior) -> Non
 
 
 def test_the_network_corrects_in_units_of_the_error(prior: GaussianPrior) -> None:
-    """v is the Gaussian's plus its root mean square error times F of x at unit scale, of the Gaussian's and of logit(t) / 4."""
+    """The field is the Gaussian's v plus its root mean square error times F of x at unit scale, of v and of logit(t) / 4."""
     x, times = normal(4, 1, 3, 3), TIMES[:4]
     t = times[:, None, None, None]
     first = prior.velocity(x, times)
