@@ -1,0 +1,7 @@
+"""Measurements of the generative modules, one command each: ``python -m sims.benchmark COMMAND``.
+
+``modules`` (speed, size, memory), ``evaluations`` (accuracy against network evaluations), ``synthesis`` (many nodes on one
+machine), ``curve`` (accuracy against total seconds), ``wire`` (types of the weights in the file), ``batched`` (modules one after
+the other or stacked). A command prints its table; with ``--write`` its rows also go into ``sims/results/<command>.json``, where a
+row that was there for the same settings is replaced and all others stay. Test images are only reported on, never chosen by.
+"""

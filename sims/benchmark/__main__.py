@@ -1,0 +1,221 @@
+"""The commands of ``python -m sims.benchmark``."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ff_flower.errors import FederatedFactoryError
+from ff_flower.generative import KINDS
+
+from ..report import show
+from ..run import PARTIAL, refusing, resolve_spec
+from . import curve as curves
+from . import grouped, quality, sharing, throughput
+from .pipeline import QUICK, Workers, changed, fitted_files, trained_kinds
+from .results import Results, one_of
+
+ALL_KINDS, ALL_SETS, ALL_BUDGETS = ",".join(KINDS), ",".join(curves.SETTINGS), ",".join(map(str, curves.BUDGETS))
+SAMPLED = ",".join(quality.SAMPLERS)
+HOME = Path(__file__).resolve().parents[1] / "results"
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measurements of the generative modules.")
+
+Preset = Annotated[str, typer.Option(help="Name of a preset, or a path to a TOML file.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value over the preset; may be repeated.")]
+Run = Annotated[str, typer.Option(help="Take settings and modules of this run directory in place of fitting modules.")]
+Kinds = Annotated[str, typer.Option(help="Kinds, separated by commas.")]
+Sizes = Annotated[str, typer.Option(help="Sizes, separated by commas; by default what the device can do.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Threads = Annotated[int, typer.Option(help="Torch threads.")]
+Repeats = Annotated[int, typer.Option(help="Repetitions: medians of times, means of accuracies.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Toy sizes in one process: shows that it works, measures nothing.")]
+Write = Annotated[bool, typer.Option("--write", help="Keep the rows in OUT/<command>.json.")]
+Out = Annotated[Path, typer.Option(help="Folder of kept rows and pictures.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown.")]
+
+
+@app.command()
+def modules(
+    kinds: Kinds = ALL_KINDS,
+    sizes: Sizes = "",
+    device: Device = "auto",
+    threads: Threads = 1,
+    batch_size: Annotated[int, typer.Option(help="Images per training step; 0 is 64 on a CPU, 512 on a GPU.")] = 0,
+    seconds: Annotated[float, typer.Option(help="Length of each training that is timed.")] = 10.0,
+    repeats: Repeats = 5,
+    quick: Quick = False,
+    write: Write = False,
+    out: Out = HOME,
+    markdown: Markdown = False,
+) -> None:
+    """Measure speed, size, memory, and the share of the machine's matrix-product rate, for each kind and size."""
+    with refusing():
+        gpu = _device(device) == "cuda"
+        chosen = one_of(sizes or ("tiny,small,base,large" if gpu else "tiny,small"), list(throughput.SHAPES), "size")
+        batch = 8 if quick else batch_size or (512 if gpu else 64)
+        length, times = (0.1, 1) if quick else (seconds, repeats)
+        rows = throughput.loads(
+            one_of(kinds, list(KINDS), "kind"), chosen, batch=batch, seconds=length, repeats=times, threads=threads, device=device
+        )
+        _finish(throughput.measure_modules(rows, workers=not (quick or gpu)), write, out, markdown)
+
+
+@app.command()
+def evaluations(
+    run: Run = "",
+    preset: Preset = "",
+    settings: Settings = None,
+    numbers: Annotated[str, typer.Option("--evaluations", help="Network evaluations per sample.")] = "6,8,12,18,35,99",
+    baseline: Annotated[bool, typer.Option("--baseline", help="Compare the default sampler with the paper's instead.")] = False,
+    repeats: Repeats = 3,
+    quick: Quick = False,
+    write: Write = False,
+    out: Out = HOME,
+    markdown: Markdown = False,
+) -> None:
+    """Score the server's classifier by sampler and by network evaluations per sample."""
+    with refusing(), Workers(_width(quick)) as workers:
+        spec, files = quality.modules_of(run, preset, [*_quick(quick), *(settings or ())], workers)
+        if baseline:
+            found = quality.measure_baseline(spec, files, repeats, workers, timed=64 if quick else 512)
+        else:
+            found = quality.measure_evaluations(spec, files, [int(n) for n in numbers.split(",")], repeats, workers, _tell)
+        _finish(found, write, out, markdown)
+
+
+@app.command()
+def wire(
+    preset: Preset = "",
+    settings: Settings = None,
+    repeats: Repeats = 3,
+    quick: Quick = False,
+    write: Write = False,
+    out: Out = HOME,
+    markdown: Markdown = False,
+) -> None:
+    """Score the server's classifier by the type of the weights in the module files."""
+    with refusing(), Workers(_width(quick)) as workers:
+        spec, files = quality.modules_of("", preset, [*_quick(quick), *(settings or ())], workers)
+        _finish(quality.measure_wire(spec, files, repeats, workers), write, out, markdown)
+
+
+@app.command()
+def synthesis(
+    preset: Preset = "",
+    settings: Settings = None,
+    nodes: Annotated[int, typer.Option(help="Simulated nodes.")] = 10,
+    processes: Annotated[int, typer.Option(help="Worker processes; -1 is one per core, 0 works in this one.")] = -1,
+    repeats: Repeats = 3,
+    quick: Quick = False,
+    write: Write = False,
+    out: Out = HOME,
+    markdown: Markdown = False,
+) -> None:
+    """Time the synthesis of many nodes of one machine against that of one."""
+    with refusing():
+        spec = resolve_spec(preset, [*_quick(quick), *(settings or ())])
+        brief = {f"module.{kind}.steps": 4 for kind in trained_kinds()}  # the time of sampling does not depend on training
+        spec = changed(spec, {**brief, "num-clients": nodes})
+        width = processes if processes >= 0 else _width(quick)
+        with Workers(width) as workers:
+            files = fitted_files(spec, workers)
+        _finish(sharing.measure_synthesis(spec, files, nodes, width, repeats), write, out, markdown)
+
+
+@app.command()
+def batched(
+    kinds: Kinds = SAMPLED,
+    sizes: Sizes = "",
+    count: Annotated[int, typer.Option("--modules", help="Modules of one architecture.")] = 10,
+    device: Device = "auto",
+    threads: Threads = 1,
+    repeats: Repeats = 3,
+    quick: Quick = False,
+    write: Write = False,
+    out: Out = HOME,
+    markdown: Markdown = False,
+) -> None:
+    """Time sampling modules one after the other against all at once over stacked weights."""
+    with refusing():
+        default = "tiny,small,base" if _device(device) == "cuda" else "tiny" if quick else "tiny,small"
+        rows = throughput.loads(
+            one_of(kinds, list(quality.SAMPLERS), "kind"),
+            one_of(sizes or default, list(throughput.SHAPES), "size"),
+            batch=8,
+            seconds=0.0,
+            repeats=1 if quick else repeats,
+            threads=threads,
+            device=device,
+        )
+        _finish(grouped.measure_batched(rows, 2 if quick else count), write, out, markdown)
+
+
+@app.command()
+def curve(
+    datasets: Annotated[str, typer.Option(help="Data sets, separated by commas.")] = ALL_SETS,
+    kinds: Kinds = ALL_KINDS,
+    budgets: Annotated[str, typer.Option(help="Seconds, separated by commas.")] = ALL_BUDGETS,
+    settings: Settings = None,
+    again: Annotated[bool, typer.Option("--again", help="Measure again what OUT holds already.")] = False,
+    quick: Quick = False,
+    write: Write = False,
+    out: Out = HOME,
+    markdown: Markdown = False,
+) -> None:
+    """Run the whole of Flower for each kind, data set and budget of seconds; table, and with --write a plot too.
+
+    With --write, points that OUT/curve.json holds are not measured again, so that they can be filled in one by one. Exit
+    code: 0 all points are there; 3 a run failed.
+    """
+    failed = False
+    with refusing():
+        found = curves.RESULTS.read(out) if write else curves.RESULTS
+        names, chosen = one_of(datasets, list(curves.SETTINGS), "data set"), one_of(kinds, list(KINDS), "kind")
+        points = [(name, kind, int(budget)) for name in names for kind in chosen for budget in budgets.split(",")]
+        for name, kind, budget in points:
+            if not again and found.find(data_set=name, kind=kind, budget_s=budget):
+                continue
+            base = curves.base_spec(name, kind, [*_quick(quick), *(settings or ())])
+            spec = base if quick else curves.plan(base, budget, curves.measure_rates(base))
+            spec = changed(spec, {"out": str(Path(spec.out) / "benchmark" / f"{name}-{kind}-{budget}")})
+            _tell(f"{name}, {kind}, {budget} s")
+            try:
+                found = found.joined([curves.measure_point(spec, budget, curves.run_in_flower)])
+            except FederatedFactoryError as error:
+                _tell(f"    {error}")
+                failed = True
+                continue
+            if write:
+                found.write(out)
+                curves.draw_curve(found.rows, out / "curve.png")
+        _finish(found, False, out, markdown)
+    raise typer.Exit(PARTIAL if failed else 0)
+
+
+def _finish(found: Results, write: bool, out: Path, markdown: bool) -> None:
+    show([found.table()], markdown=markdown)
+    if write:
+        _tell(f"kept in {found.read(out).write(out).name}")
+
+
+def _device(name: str) -> str:
+    from ff_flower.accelerator import select_device
+
+    return select_device(name).type
+
+
+def _width(quick: bool) -> int:
+    return 0 if quick or _device("auto") == "cuda" else os.cpu_count() or 1
+
+
+def _quick(quick: bool) -> list[str]:
+    return [f"{key}={value}" for key, value in QUICK.items()] if quick else []
+
+
+def _tell(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    app()

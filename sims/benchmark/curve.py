@@ -1,0 +1,205 @@
+"""``curve``: downstream accuracy against total seconds, each point a whole run in Flower with settings made for its budget."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ff_flower.accelerator import select_device
+from ff_flower.classifiers import build_classifier, cross_entropy, schedule_of, train
+from ff_flower.config import RunSpec, Scalar, TrainingSpec
+from ff_flower.data import load_splits
+from ff_flower.errors import RunError
+from ff_flower.generative import BLOCK, build_module
+from ff_flower.seeding import generator
+
+from ..report import Metrics
+from ..run import execute
+from ..session import FlowerSession
+from .pipeline import changed, overlaid, random_images
+from .results import Results, Row, percent
+
+RESULTS = Results("curve", "Accuracy against total seconds", ("data set", "kind", "budget s"))
+SHARES = {"fit": 0.52, "synthesis": 0.08, "nodes and server": 0.28, "student": 0.12}  # of the seconds that are left
+OUTSIDE = 24.0  # seconds of a run that are none of its stages': Flower, Ray, imports, data
+FEWEST, MOST = 100, 6000  # samples per class
+ENDLESS = 1_000_000  # steps of a fit that its seconds end
+
+BUDGETS = (60, 300, 900, 3600)
+SETTINGS: dict[str, dict[str, Scalar]] = {
+    "digits": {"num-clients": 10},
+    "mnist": {"num-clients": 10},
+    "bloodmnist": {"num-clients": 8, "data.size": 14, "distillation.temperature": 1.0},
+}
+NETWORKS: dict[str, dict[str, Scalar]] = {  # of every kind that has such a key
+    "digits": {"size": "tiny"},
+    "mnist": {"size": "small"},
+    "bloodmnist": {
+        "size": "small",
+        "rank": 400,
+        "symmetry": "dihedral",
+        "batch-size": 32,
+        "learning-rate": 2e-3,
+        "sigma-min": 0.1,
+    },
+}
+
+Run = Callable[[RunSpec], Metrics]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one unit of work costs on this machine.
+
+    Attributes
+    ----------
+    sample : float
+        Seconds per sample on one core.
+    node_step, server_step : float
+        Seconds per step of a classifier, on one core and on all.
+    cores : int
+        Cores that nodes share, each working on one.
+    """
+
+    sample: float
+    node_step: float
+    server_step: float
+    cores: int
+
+
+def base_spec(dataset: str, kind: str, settings: Sequence[str] = ()) -> RunSpec:
+    """Return the run of a data set with modules of a kind, before a budget gives its steps and counts."""
+    table, known = f"module.{kind.replace('_', '-')}", RunSpec().flat()
+    networks = {f"{table}.{key}": value for key, value in NETWORKS[dataset].items() if f"{table}.{key}" in known}
+    spec = changed(RunSpec(), {"data.name": dataset, "module.kind": kind, "consensus": "logits", **SETTINGS[dataset], **networks})
+    return overlaid(spec, settings)
+
+
+def plan(spec: RunSpec, budget: float, rates: Rates) -> RunSpec:
+    """Return ``spec`` with the steps, seconds and counts that fill ``budget`` seconds.
+
+    Kinds that train no network leave the seconds of the fit to the other stages.
+    """
+    trained = isinstance(spec.module.of_kind(), TrainingSpec)
+    shares = {stage: share for stage, share in SHARES.items() if trained or stage != "fit"}
+    left = max(budget - OUTSIDE, 0.4 * budget)
+    seconds = {stage: left * share / sum(shares.values()) for stage, share in shares.items()}
+    cores, classes = min(rates.cores, spec.num_clients), spec.num_clients * spec.partition.classes_per_node
+    samples = round(seconds["synthesis"] * cores / (classes * rates.sample))
+    both = rates.node_step * spec.num_clients / cores + rates.server_step
+    changes: dict[str, Scalar] = {
+        "synthesis.samples-per-class": min(MOST, max(FEWEST, samples)),
+        "classifier.steps": max(1, round(seconds["nodes and server"] / both)),
+        "distillation.steps": max(1, round(seconds["student"] / rates.server_step)),
+    }
+    if trained:
+        changes[f"module.{spec.module.kind}.steps"] = ENDLESS
+        changes["module.max-seconds"] = round(seconds["fit"] * cores / classes, 2)
+    return changed(spec, changes)
+
+
+def measure_rates(spec: RunSpec, repeats: int = 3) -> Rates:
+    """Time a block of samples and some steps of the classifier; this is planning, and not counted in a budget."""
+    device, cores = select_device(spec.device), os.cpu_count() or 1
+    shape = load_splits(spec.data, spec.seed).info.shape
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        sample, alone = _sample_seconds(spec, shape, device), _step_seconds(spec, shape, device, repeats)
+        torch.set_num_threads(cores)
+        together = _step_seconds(spec, shape, device, repeats)
+    finally:
+        torch.set_num_threads(threads)
+    return Rates(sample, alone, together, cores)
+
+
+def measure_point(spec: RunSpec, budget: float, run: Run) -> Row:
+    """Run ``spec``, planned for ``budget`` seconds, and return what it reached and how long it took, from start to end."""
+    began = time.perf_counter()
+    metrics = run(spec)
+    seconds = time.perf_counter() - began
+    server, student = metrics["results"]["server"], metrics["results"].get("student", {})
+    files = metrics["bytes"]["up"]["modules"] / max(1, spec.num_clients * spec.partition.classes_per_node)
+    row: Row = {"data set": spec.data.name, "kind": spec.module.kind, "budget s": round(budget), "seconds": round(seconds, 1)}
+    for name, result in (("server", server), ("student", student)):
+        row |= {f"{name} %": _percent(result.get("accuracy")), f"{name} AUROC %": _percent(result.get("auroc"))}
+    row |= {"module kB": round(files / 1e3), "fit s per class": spec.module.max_seconds}
+    return row | {"samples per class": spec.synthesis.samples_per_class, "classifier steps": spec.classifier.steps}
+
+
+def run_in_flower(spec: RunSpec) -> Metrics:
+    """Run ``spec`` in a SuperLink of its own, from nothing: an earlier attempt's run directory and cache are removed.
+
+    Raises
+    ------
+    RunError
+        When it fails.
+    """
+    shutil.rmtree(spec.out, ignore_errors=True)
+    with FlowerSession() as session:
+        finished = execute(session, spec, tell=lambda line: print(f"    {line}", flush=True))
+    if finished.metrics is None:
+        raise RunError(f"the run failed: {finished.error}; see {spec.out}")
+    return finished.metrics
+
+
+def draw_curve(rows: Sequence[Row], picture: Path) -> None:
+    """Draw accuracy against seconds: a panel per data set, a colour per kind, solid for the server's model."""
+    from matplotlib.figure import Figure
+
+    datasets = list(dict.fromkeys(str(row["data set"]) for row in rows))
+    kinds = sorted({str(row["kind"]) for row in rows})
+    figure = Figure(figsize=(4.5 * len(datasets), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(datasets), squeeze=False)[0]
+    for axes, dataset in zip(panels, datasets, strict=True):
+        for colour, kind in enumerate(kinds):
+            mine = sorted((row for row in rows if (row["data set"], row["kind"]) == (dataset, kind)), key=_seconds)
+            for result, style in (("server", "-o"), ("student", "--s")):
+                points = [(_seconds(row), row[f"{result} %"]) for row in mine if row[f"{result} %"] is not None]
+                label = f"{kind}, {result}"
+                if points:
+                    axes.plot(*zip(*points, strict=True), style, color=f"C{colour}", markersize=4, label=label)
+        axes.set(title=dataset, xscale="log", xlabel="seconds in all, two cores")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("test accuracy, %")
+    panels[-1].legend(fontsize="small")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, dpi=100)
+
+
+def _sample_seconds(spec: RunSpec, shape: tuple[int, int, int], device: torch.device) -> float:
+    table = f"module.{spec.module.kind.replace('_', '-')}.steps"
+    brief = changed(spec, {table: 1} if table in spec.flat() else {})
+    module = build_module(brief.module, shape, device).fit(random_images(shape), 0)
+    module.sample(1, generator(0))
+    began = time.perf_counter()
+    module.sample(BLOCK * module.batch_blocks, generator(0))
+    return (time.perf_counter() - began) / (BLOCK * module.batch_blocks)
+
+
+def _step_seconds(spec: RunSpec, shape: tuple[int, int, int], device: torch.device, repeats: int) -> float:
+    """Return the seconds of one step of the classifier: a longer training less a shorter one."""
+    images, labels = random_images(shape), torch.arange(96) % 2
+
+    def seconds(steps: int) -> float:
+        network, loss = build_classifier(spec.classifier, shape[0], 2, 0), cross_entropy(labels.to(device), 0.0)
+        schedule = schedule_of(spec.classifier, steps)
+        began = time.perf_counter()
+        train(network, images, loss, spec.classifier, schedule, policy="none", seed=0, device=device)
+        return time.perf_counter() - began
+
+    seconds(1)
+    return max(1e-4, (seconds(1 + 2 * repeats) - seconds(1)) / (2 * repeats))
+
+
+def _percent(share: Any) -> float | None:
+    return None if share is None else percent(share)
+
+
+def _seconds(row: Row) -> float:
+    return float(row["seconds"] or 0)

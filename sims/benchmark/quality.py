@@ -1,0 +1,125 @@
+"""``evaluations`` and ``wire``: what a cheaper sampler and a shorter type of the weights cost in downstream accuracy."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+
+from ff_flower.config import RunSpec, Scalar, from_run_config
+from ff_flower.errors import ConfigError, DataError
+from ff_flower.registry import ModuleRegistry, decode_module, encode_module
+from ff_flower.run_directory import read_spec
+
+from ..run import resolve_spec
+from .pipeline import Sampling, Workers, fitted_files, overlaid, sample_file, scores, synthetic_set, trained_kinds
+from .results import Results, Row, percent, significant
+
+SAMPLERS = {"edm": ("heun", "dpmpp-2m"), "flow": ("midpoint", "euler")}
+PAPER: dict[str, Scalar] = {"sampler": "heun", "evaluations": 99}
+WIRE_TYPES = ("float32", "float16", "bfloat16")
+_SAME = ("data set", "kind")
+EVALUATIONS = Results("evaluations", "Accuracy against network evaluations per sample", (*_SAME, "sampler", "evaluations"))
+BASELINE = Results("baseline", "The default sampler against the paper's", (*_SAME, "sampling"))
+WIRE = Results("wire", "Accuracy by the type of the weights in the file", (*_SAME, "wire-dtype"))
+
+Progress = Callable[[str], None]
+
+
+def modules_of(run: str, preset: str, settings: Sequence[str], workers: Workers) -> tuple[RunSpec, list[bytes]]:
+    """Return a spec and the module files of all classes: those of the run directory ``run``, else fitted as the spec says.
+
+    Raises
+    ------
+    DataError
+        Where ``run`` holds no modules.
+    """
+    if not run:
+        spec = resolve_spec(preset, settings)
+        return spec, fitted_files(spec, workers)
+    directory = Path(run)
+    spec = overlaid(from_run_config(read_spec(directory)), settings)
+    files = [module.read() for module in ModuleRegistry(directory / "modules")]
+    if not files:
+        raise DataError(f"{run}: holds no modules; name the run directory of a federated-factory run")
+    return spec, files
+
+
+def measure_evaluations(
+    spec: RunSpec, files: list[bytes], evaluations: Sequence[int], repeats: int, workers: Workers, tell: Progress = print
+) -> Results:
+    """Score the server's classifier on synthetic sets by every sampler of the kind with every number of evaluations."""
+    found: list[Row] = []
+    for sampler, number in product(SAMPLERS[_sampled(spec)], evaluations):
+        changes: dict[str, Scalar] = {"sampler": sampler, "evaluations": number}
+        count = spec.synthesis.samples_per_class
+        made, seconds = synthetic_set(spec, files, Sampling(count, changes), workers)
+        [accuracies] = scores(spec, [made], repeats, workers)
+        per_sample = seconds / len(made)
+        found.append({**_kind(spec), **changes, **_accuracy(accuracies), "ms per sample": significant(1000 * per_sample)})
+        tell(f"{sampler} {number}: {statistics.fmean(accuracies):.2%}")
+    return EVALUATIONS.joined(found)
+
+
+def measure_baseline(spec: RunSpec, files: list[bytes], repeats: int, workers: Workers, timed: int) -> Results:
+    """Score and time the default sampler beside the paper's: 50 Heun steps, batches of 64, full precision, same modules.
+
+    Both are timed in turn on ``timed`` samples of the first module, and the ratio is the median of the turns' ratios.
+    """
+    kind, count = _sampled(spec), spec.synthesis.samples_per_class
+    paper = PAPER if kind == "edm" else {**PAPER, "sampler": SAMPLERS[kind][0]}
+    chosen = {"default": Sampling(count, {}), "as the paper": Sampling(count, paper, full_precision=True)}
+    made = {name: synthetic_set(spec, files, sampling, workers)[0] for name, sampling in chosen.items()}
+    found = dict(zip(made, scores(spec, list(made.values()), repeats, workers), strict=True))
+    seconds: dict[str, list[float]] = {name: [] for name in chosen}
+    for _ in range(repeats):
+        for name, sampling in chosen.items():
+            task = (spec, files[0], Sampling(timed, sampling.changes, sampling.full_precision))
+            seconds[name].append(workers.map(sample_file, [task])[0][1])
+    slow, best = seconds["as the paper"], statistics.fmean(found["as the paper"])
+    rows: list[Row] = []
+    for name, sampling in chosen.items():
+        settings = {**spec.module.of_kind().flat(), **sampling.changes}
+        row: Row = {**_kind(spec), "sampling": name, "sampler": settings["sampler"], "evaluations": settings["evaluations"]}
+        row |= {"ms per sample": significant(1000 * statistics.median(seconds[name]) / timed)}
+        row |= {"times faster": significant(statistics.median(a / b for a, b in zip(slow, seconds[name], strict=True)))}
+        rows.append(row | _accuracy(found[name]) | {"points lost": percent(best - statistics.fmean(found[name]))})
+    return BASELINE.joined(rows)
+
+
+def measure_wire(spec: RunSpec, files: list[bytes], repeats: int, workers: Workers) -> Results:
+    """Score the server's classifier on samples of the same modules, their weights rounded to each type on the way."""
+    rounded = {dtype: [_rounded(data, dtype) for data in files] for dtype in WIRE_TYPES}
+    sampling = Sampling(spec.synthesis.samples_per_class, {})
+    sets = [synthetic_set(spec, rounded[dtype], sampling, workers)[0] for dtype in WIRE_TYPES]
+    found = scores(spec, sets, repeats, workers)
+    whole, rows = statistics.fmean(found[0]), []
+    for dtype, accuracies in zip(WIRE_TYPES, found, strict=True):
+        size = max(len(data) for data in rounded[dtype])
+        row: Row = {**_kind(spec), "wire-dtype": dtype, "largest file kB": round(size / 1e3), **_accuracy(accuracies)}
+        rows.append(row | {"points lost": percent(whole - statistics.fmean(accuracies))})
+    return WIRE.joined(rows)
+
+
+def _rounded(data: bytes, wire_dtype: str) -> bytes:
+    manifest, state = decode_module(data)
+    return encode_module(state, manifest.model_copy(update={"wire_dtype": wire_dtype}))
+
+
+def _sampled(spec: RunSpec) -> str:
+    """Return the kind of the spec, which must be one that evaluates a network many times (ConfigError)."""
+    kind = spec.module.kind
+    if kind not in SAMPLERS or kind not in trained_kinds():
+        raise ConfigError(
+            f"module.kind = {kind!r}: must be one of {', '.join(SAMPLERS)}; the others have no evaluations to choose"
+        )
+    return kind
+
+
+def _kind(spec: RunSpec) -> Row:
+    return {"data set": spec.data.name, "kind": spec.module.kind}
+
+
+def _accuracy(accuracies: list[float]) -> Row:
+    several = len(accuracies) > 1
+    deviation = percent(statistics.stdev(accuracies)) if several else None
+    return {"accuracy %": percent(statistics.fmean(accuracies)), "sd": deviation, "classifiers": len(accuracies)}

@@ -1,0 +1,118 @@
+"""Rows of measurements: shown as a table, kept as JSON."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ff_flower.config import Scalar
+from ff_flower.environment import describe_environment
+from ff_flower.errors import DataError
+
+from ..report import ABSENT, TextTable
+
+Row = dict[str, Scalar | None]
+_ASIDE = {"source_digest"}
+
+
+@dataclass(frozen=True)
+class Results:
+    """The rows of one command; each column's name is its heading.
+
+    Attributes
+    ----------
+    name : str
+        The command, and the stem of its files.
+    title : str
+        What stands above the table.
+    keys : tuple of str
+        Columns that say what was measured: two rows that agree in them are one measurement made twice.
+    rows : tuple of Row
+        In the order of measuring.
+    """
+
+    name: str
+    title: str
+    keys: tuple[str, ...]
+    rows: tuple[Row, ...] = ()
+
+    def joined(self, rows: Iterable[Row]) -> "Results":
+        """Return these results with ``rows`` in the place of those that they repeat, the others at the end."""
+        table = {self._key(row): row for row in self.rows}
+        table |= {self._key(row): row for row in rows}
+        return Results(self.name, self.title, self.keys, tuple(table.values()))
+
+    def find(self, **key: Scalar) -> Row | None:
+        """Return the row whose columns have these values (``_`` standing for a space), or None."""
+        wanted = {name.replace("_", " "): value for name, value in key.items()}
+        return next((row for row in self.rows if wanted.items() <= row.items()), None)
+
+    def table(self) -> TextTable:
+        """Return the rows as text, under all columns that any of them has."""
+        header = tuple(dict.fromkeys(column for row in self.rows for column in row))
+        return TextTable(self.title, header, tuple(tuple(as_text(row.get(column)) for column in header) for row in self.rows))
+
+    def write(self, folder: Path) -> Path:
+        """Write the rows, with where they were measured, to ``<folder>/<name>.json``, whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.name}.json"
+        environment = {name: value for name, value in describe_environment().items() if name not in _ASIDE}
+        values = {"environment": environment, "rows": self.rows}
+        unfinished = path.with_suffix(".part")
+        unfinished.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        unfinished.replace(path)
+        return path
+
+    def read(self, folder: Path) -> "Results":
+        """Return these results joined to those that `write` left in ``folder``, if any.
+
+        Raises
+        ------
+        DataError
+            Where the file is not what `write` writes.
+        """
+        path = folder / f"{self.name}.json"
+        if not path.exists():
+            return self
+        try:
+            rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+            kept = Results(self.name, self.title, self.keys).joined(dict(row) for row in rows)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: must be an object with rows ({error!r}); remove it and measure again") from error
+        return kept.joined(self.rows)
+
+    def _key(self, row: Row) -> tuple[Scalar | None, ...]:
+        return tuple(row.get(name) for name in self.keys)
+
+
+def as_text(value: Scalar | None) -> str:
+    """Return a cell: whole numbers with separators, others with three significant digits or two decimals."""
+    if value is None:
+        return ABSENT
+    if isinstance(value, (bool, str)):
+        return str(value)
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{round(value):,}"
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
+
+
+def percent(share: float) -> float:
+    """Return a share as a percentage with two decimals."""
+    return round(100 * share, 2)
+
+
+def significant(value: float, digits: int = 4) -> float:
+    """Return ``value`` rounded to significant digits, as measurements are kept."""
+    return float(f"{value:.{digits}g}")
+
+
+def one_of(text: str, known: Sequence[str], what: str) -> list[str]:
+    """Split a comma-separated choice, and refuse names that do not exist (ConfigError)."""
+    from ff_flower.config import unknown_name
+    from ff_flower.errors import ConfigError
+
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in known:
+            raise ConfigError(unknown_name(what, name, list(known)))
+    return names

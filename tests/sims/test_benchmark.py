@@ -1,0 +1,223 @@
+"""Every command of the benchmark at toy sizes: what it measures, what it keeps, and how a budget of seconds is planned."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from local_grid import LocalGrid
+from PIL import Image
+from typer.testing import CliRunner
+
+from clients.client_app import app as client_app
+from ff_flower.config import ModuleSpec, RunSpec, TrainingSpec
+from ff_flower.errors import ConfigError, DataError
+from ff_flower.generative import KINDS, build_module
+from ff_flower.registry import decode_module
+from ff_flower.seeding import generator
+from sims.benchmark import curve, pipeline, throughput
+from sims.benchmark.__main__ import app
+from sims.benchmark.pipeline import Sampling, Workers
+from sims.benchmark.results import Results, as_text, one_of
+from strategies.server_app import run
+
+SEVERAL = Results("example", "An example", ("name", "size"))
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """Return settings of two classes of 8x8 images, light above and light below, with run directories of their own."""
+    folder = tmp_path_factory.mktemp("toy")
+    random, arrays = np.random.default_rng(0), {}
+    for split, count in (("train", 60), ("val", 0), ("test", 20)):
+        labels = np.arange(count) % 2
+        above = (np.arange(8) < 4)[None, :, None] == (labels == 0)[:, None, None]
+        images = np.where(above, 180, 40) + random.integers(0, 40, (count, 8, 8))
+        arrays |= {f"{split}_images": images.astype(np.uint8), f"{split}_labels": labels.astype(np.uint8)}
+    np.savez(folder / "toy.npz", **arrays)
+    return [f"--set=data.name=npz:{folder / 'toy.npz'}", f"--set=out={folder / 'runs'}", "--set=module.edm.evaluations=2"]
+
+
+def call(*arguments):
+    """Return what a command prints."""
+    result = CliRunner().invoke(app, [*arguments, "--markdown"])
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return result.output
+
+
+def rows(output, column=0):
+    """Return one column of the table in Markdown, without its heading."""
+    lines = [re.split(r" \| ", line.strip("| ")) for line in output.splitlines() if line.startswith("| ")]
+    return [line[column].strip() for line in lines[1:] if set(line[0]) != {"-"}]
+
+
+def test_modules_has_a_row_per_kind_and_size(tmp_path):
+    """Each kind is measured on each size's images, and the numbers that must be there are positive."""
+    output = call("modules", "--quick", "--device=cpu", "--sizes=tiny", "--write", f"--out={tmp_path}")
+    kept = json.loads((tmp_path / "modules.json").read_text())["rows"]
+    assert rows(output, 1) == list(KINDS) == [row["kind"] for row in kept]
+    assert all(row[name] > 0 for row in kept for name in ("images/s training", "images/s sampling", "parameters", "file kB"))
+    trained = [isinstance(ModuleSpec().of_kind(kind), TrainingSpec) for kind in KINDS]
+    assert [row["share of it %"] is not None for row in kept] == trained
+
+
+def test_operations_are_those_of_the_convolutions():
+    """Operations per image do not depend on the batch, and grow with the network's width."""
+    [load] = throughput.loads(["edm"], ["tiny"], batch=8, seconds=0.0, repeats=1, threads=1, device="cpu")
+    images = pipeline.random_images(load.shape)
+    once = throughput.operations_per_image(load, images)
+    module = build_module(load.module(1), load.shape, "cpu", "edm").fit(images, 0)
+    weights = sum(tensor.numel() for name, tensor in module.state().items() if ".network." in name)
+    assert weights < once < 6 * weights * 64  # forward and backward are 6 operations per weight at each of 8 x 8 places
+
+
+def test_evaluations_has_a_row_per_sampler_and_number(toy):
+    """The table is the product of the kind's samplers and the numbers that were asked for."""
+    output = call("evaluations", "--quick", "--evaluations=1,2", "--repeats=2", *toy)
+    table = output[output.index("| data set") :]
+    assert list(zip(rows(table, 2), rows(table, 3), strict=True)) == [
+        (sampler, number) for sampler in ("heun", "dpmpp-2m") for number in ("1", "2")
+    ]
+
+
+def test_the_baseline_is_the_papers_sampler(toy):
+    """The paper's row has 99 evaluations and is once as fast as itself."""
+    output = call("evaluations", "--quick", "--baseline", "--repeats=1", *toy)
+    assert rows(output, 4) == ["2", "99"] and rows(output, 6)[1] == "1.00"
+
+
+def test_full_precision_is_the_same_module_to_rounding(toy):
+    """In float32 and uncompiled a module makes the same images but for rounding."""
+    spec = pipeline.overlaid(RunSpec(), [setting.removeprefix("--set=") for setting in toy])
+    spec = pipeline.changed(spec, {**pipeline.QUICK, "data.name": spec.data.name})
+    data = pipeline.fit_file(spec, 0)
+    pair = [pipeline.open_module(data, Sampling(8, {}, full), torch.device("cpu")) for full in (False, True)]
+    one, other = (module.sample(8, generator(0)).int() for module in pair)
+    assert int((one - other).abs().max()) <= 8
+
+
+def test_the_wire_table_has_a_row_per_type(toy, tmp_path):
+    """Each type of the weights is scored, and the 16-bit files are half as long."""
+    output = call("wire", "--quick", "--repeats=1", "--write", f"--out={tmp_path}", *toy)
+    kept = json.loads((tmp_path / "wire.json").read_text())["rows"]
+    assert rows(output, 2) == ["float32", "float16", "bfloat16"]
+    assert kept[1]["largest file kB"] == kept[2]["largest file kB"] < 0.7 * kept[0]["largest file kB"]
+
+
+def test_nodes_in_several_processes_build_one_set(toy):
+    """One node, three in one process and three in two processes build the same set; else the command fails."""
+    output = call("synthesis", "--quick", "--nodes=3", "--processes=2", "--repeats=1", *toy)
+    assert list(zip(rows(output, 2), rows(output, 3), strict=True)) == [("1", "1"), ("3", "1"), ("3", "2")]
+    assert rows(output, 6)[0] == "1.00"
+
+
+def test_stacked_weights_make_the_same_images(tmp_path):
+    """Sampling over stacked weights differs from sampling one after the other by rounding alone."""
+    call("batched", "--quick", "--device=cpu", "--kinds=edm", "--write", f"--out={tmp_path}")
+    [row] = json.loads((tmp_path / "batched.json").read_text())["rows"]
+    assert row["modules"] == 2 and row["largest difference in grey levels"] < 4
+
+
+def test_a_curve_is_filled_in_point_by_point(tmp_path, monkeypatch):
+    """A point that is kept is not measured again; with each point the plot is drawn."""
+    ran = []
+
+    def local(spec):
+        ran.append(spec)
+        return json.loads((run(LocalGrid(client_app, spec.num_clients), spec).path / "metrics.json").read_text())
+
+    monkeypatch.setattr(curve, "run_in_flower", local)
+    small = ["--set=num-clients=2", "--set=partition.classes-per-node=5", f"--set=out={tmp_path / 'runs'}"]
+    command = ["curve", "--quick", "--datasets=digits", "--kinds=gaussian_mixture", *small, "--write", f"--out={tmp_path}"]
+    call(*command, "--budgets=60")
+    output = call(*command, "--budgets=60,300")
+    assert [run.module.kind for run in ran] == ["gaussian_mixture"] * 2
+    assert rows(output, 2) == ["60", "300"] and all(float(share) > 0 for share in rows(output, 4) + rows(output, 6))
+    assert Image.open(tmp_path / "curve.png").size[0] > 300
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_plan_spends_its_budget(kind):
+    """Where no count meets its limit, the stages' costs at the measured rates and Flower's own seconds add up to the budget."""
+    rates = curve.Rates(sample=0.02, node_step=0.02, server_step=0.01, cores=2)
+    for dataset in curve.SETTINGS:
+        base = curve.base_spec(dataset, kind)
+        spec = curve.plan(base, 900, rates)
+        waves = spec.num_clients / 2
+        stages = {
+            "fit": waves * spec.module.max_seconds,
+            "synthesis": waves * spec.synthesis.samples_per_class * rates.sample,
+            "classifiers": spec.classifier.steps * (waves * rates.node_step + rates.server_step),
+            "student": spec.distillation.steps * rates.server_step,
+        }
+        assert sum(stages.values()) + curve.OUTSIDE == pytest.approx(900, rel=0.01)
+        assert (stages["fit"] > 0) == isinstance(base.module.of_kind(), TrainingSpec)
+
+
+def test_rates_are_positive():
+    """A sample and a step of the classifier cost time, at a node and at the server, and torch's threads stay as they were."""
+    threads = torch.get_num_threads()
+    rates = curve.measure_rates(pipeline.changed(curve.base_spec("digits", "gaussian_mixture"), pipeline.QUICK), repeats=1)
+    assert min(rates.sample, rates.node_step, rates.server_step) > 0
+    assert torch.get_num_threads() == threads
+
+
+def test_fitted_modules_are_kept(toy):
+    """Modules that were fitted with the same settings are read, not fitted again."""
+    spec = pipeline.overlaid(RunSpec(), [setting.removeprefix("--set=") for setting in toy])
+    spec = pipeline.changed(spec, {"module.kind": "gaussian_mixture", "module.gaussian-mixture.components": 4})
+
+    class Idle(Workers):
+        def map(self, function, tasks):
+            assert list(tasks) == []
+            return []
+
+    first = pipeline.fitted_files(spec, Workers(0))
+    assert pipeline.fitted_files(spec, Idle(0)) == first
+    assert [decode_module(data)[0].label for data in first] == [0, 1]
+
+
+def test_rows_are_joined_by_what_they_measure(tmp_path):
+    """A row measured again takes the old one's place, all others stay, and reading returns what was written."""
+    first = SEVERAL.joined([{"name": "a", "size": 1, "s": 2.0}, {"name": "b", "size": 1, "s": 3.0}])
+    first.write(tmp_path)
+    second = SEVERAL.joined([{"name": "a", "size": 1, "s": 1.0}, {"name": "a", "size": 2, "s": None}]).read(tmp_path)
+    assert [tuple(row.values()) for row in second.rows] == [("a", 1, 1.0), ("b", 1, 3.0), ("a", 2, None)]
+    assert second.find(name="a", size=2) == second.rows[2] and second.find(name="c") is None
+    assert second.table().rows[2] == ("a", "2", "-")
+
+
+def test_a_damaged_file_of_results_is_refused(tmp_path):
+    """A file that holds no rows is named, with the remedy."""
+    (tmp_path / "example.json").write_text("[]")
+    with pytest.raises(DataError, match=r"example\.json.*remove it"):
+        SEVERAL.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "-"), ("edm", "edm"), (12345, "12,345"), (1234.5, "1,234"), (12.345, "12.35"), (0.01234, "0.0123")]
+)
+def test_cells(value, text):
+    """Whole numbers have separators, small ones three significant digits, others two decimals."""
+    assert as_text(value) == text
+
+
+def test_an_unknown_name_is_answered_by_what_exists():
+    """A kind that does not exist is refused with the kinds that do, and by the command with exit code 2."""
+    with pytest.raises(ConfigError, match="gaussian_mixture"):
+        one_of("gan", list(KINDS), "kind")
+    refused = CliRunner().invoke(app, ["modules", "--kinds=gan"])
+    assert refused.exit_code == 2 and "vae" in refused.output
+
+
+def test_a_kind_without_evaluations_is_refused(toy):
+    """The sampler's table is refused for a mixture, which has no sampler to choose."""
+    refused = CliRunner().invoke(app, ["evaluations", "--quick", "--set=module.kind=gaussian_mixture", *toy])
+    assert refused.exit_code == 2 and "heun" not in refused.output and "edm, flow" in refused.output
+
+
+def test_a_run_without_modules_is_refused(tmp_path):
+    """A folder that is no run directory is answered by its name."""
+    refused = CliRunner().invoke(app, ["evaluations", f"--run={tmp_path}"])
+    assert refused.exit_code == 2 and "spec.json" in refused.output
