@@ -97,6 +97,16 @@ def test_unknown_choices_are_refused(key: str) -> None:
         ("data.test-fraction", 0.0, "greater than 0"),
         ("synthesis.own-class", 1.5, "less than or equal to 1"),
         ("module.edm.channels", 12, "a multiple of 8"),
+        ("module.edm.rank", -2, "greater than or equal to -1"),
+        ("module.edm.sampler", "euler", "'heun' or 'dpmpp-2m'"),
+        ("module.flow.sampler", "heun", "'midpoint' or 'euler'"),
+        ("module.flow.evaluations", 1001, "less than or equal to 1000"),
+        ("module.flow.augmentation", 1.0, "less than 1"),
+        ("module.edm.size", "huge", "'tiny', 'small', 'base' or 'large'"),
+        ("module.kind", "gan", "'edm', 'flow', 'vae' or 'gaussian_mixture'"),
+        ("module.holdout", 0.6, "less than or equal to 0.5"),
+        ("module.max-seconds", -1, "greater than or equal to 0"),
+        ("module.edm.sigma-min", 20.0, "a schedule that falls: sigma-min 20.0 below sigma-max 10.0"),
         ("module.edm.learning-rate", 0, "greater than 0"),
         ("data.name", "", "at least 1 character"),
     ],
@@ -152,7 +162,8 @@ def test_specs_are_frozen(name: str) -> None:
 
 
 def test_a_module_gives_the_settings_of_its_kind() -> None:
-    """The chosen kind's settings are the table of that name."""
+    """The chosen kind's settings, and those of any other kind, are the table of that name."""
     for kind in get_args(FIELDS["module.kind"].annotation):
         module: Any = from_run_config({"module.kind": kind}).module
         assert module.of_kind() is getattr(module, kind)
+        assert RunSpec().module.of_kind(kind) == getattr(RunSpec().module, kind)

@@ -83,11 +83,10 @@ def test_small_classes_get_fewer_gaussians() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:Number of distinct clusters")
-@pytest.mark.parametrize("copies", [1, 2, 60])
-def test_equal_images_are_repeated(copies: int) -> None:
-    """A class of one image, or of equal ones, is learned without NaN and sampled as that very image."""
+def test_one_image_is_repeated() -> None:
+    """A class of one image is learned without NaN and sampled as that very image."""
     image = _two_clouds(1)
-    module = _fit(image.repeat(copies, 1, 1, 1), residual_noise=True)
+    module = _fit(image, residual_noise=True)
     assert all(tensor.isfinite().all() for tensor in module.state().values())
     assert (module.sample(9, torch.Generator().manual_seed(0)) == image).all()
 

@@ -11,12 +11,15 @@ from torch import Tensor
 from ff_flower.config import ModuleSpec
 from ff_flower.data import Splits
 from ff_flower.errors import ConfigError, ModuleError, NotFittedError
-from ff_flower.generative import BLOCK, KINDS, GenerativeModule, build_module, restore_module
+from ff_flower.generative import BLOCK, KINDS, FitOptions, GenerativeModule, build_module, restore_module
+from ff_flower.generative.training import split_holdout
 from ff_flower.registry import ModuleManifest, decode_module, encode_module
 
 SHAPE = (1, 8, 8)
 TINY: dict[str, dict[str, Any]] = {
-    "edm": {"channels": 8, "steps": 8, "batch_size": 16, "sampling_steps": 3},
+    "edm": {"channels": 8, "steps": 8, "batch_size": 16, "evaluations": 5},
+    "flow": {"channels": 8, "steps": 8, "batch_size": 16, "evaluations": 4},
+    "vae": {"channels": 8, "steps": 8, "batch_size": 16, "latent": 4, "texture": 0.5},
     "gaussian_mixture": {"components": 5, "mixtures": 2, "residual_noise": True},
 }
 
@@ -123,13 +126,46 @@ def test_nothing_else_is_touched(kind: str, threes: Tensor) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_progress_ends_with_the_last_step(kind: str, threes: Tensor) -> None:
-    """Progress is told in rising steps up to the last one, with a finite loss."""
-    told: list[tuple[int, int, float]] = []
-    _build(kind).fit(threes, 0, lambda *report: told.append(report))
-    steps = [step for step, _, _ in told]
-    assert steps == sorted(steps) and steps[-1] == told[-1][1]
-    assert np.isfinite([loss for _, _, loss in told]).all()
+def test_equal_images_are_refused(kind: str) -> None:
+    """Images that are all equal are no distribution to learn, and the error counts them."""
+    with pytest.raises(ModuleError, match="7 equal images: a module learns nothing from one image; check the class's files"):
+        _build(kind).fit(torch.full((7, *SHAPE), 200, dtype=torch.uint8), seed=0)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:Number of distinct clusters")
+@pytest.mark.parametrize("side", ["kept", "held out"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_almost_equal_images_are_learned(kind: str, side: str) -> None:
+    """Where one pixel of one image differs, be it held out or not, the module is finite and samples are near the image."""
+    split = dict(zip(("kept", "held out"), split_holdout(torch.arange(30), 0.2, seed=0), strict=True))
+    images = torch.full((30, *SHAPE), 200, dtype=torch.uint8)
+    images[split[side][0], 0, 4, 4] = 10
+    module = _build(kind).fit(images, 0, FitOptions(holdout=0.2))
+    assert (module.sample(3, _stream()).float() - 200).abs().median() < 20
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_progress_ends_with_the_whole_budget(kind: str, threes: Tensor) -> None:
+    """Progress is told in rising numbers of images shown and shares of the budget, up to all of it, with a finite loss."""
+    told: list[tuple[int, float, float]] = []
+    module = _build(kind).fit(threes, 0, FitOptions(progress=lambda *report: told.append(report)))
+    images, shares, losses = (list(column) for column in zip(*told, strict=True))
+    assert images == sorted(images) and shares == sorted(shares)
+    assert (images[-1], shares[-1]) == (module.images_shown, 1.0) and np.isfinite(losses).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_part_may_be_held_out(kind: str, threes: Tensor) -> None:
+    """A fit with held-out images repeats bit for bit like any other."""
+    first, second = (_build(kind).fit(threes, 0, FitOptions(holdout=0.2)).state() for _ in range(2))
+    assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resolved_spec_describes_the_module_whole(kind: str) -> None:
+    """A module's spec has no placeholder left: a module built from it has the same one."""
+    module = _build(kind)
+    assert type(module)(module.spec, SHAPE).spec == module.spec
 
 
 def test_a_restored_module_samples_the_same(fitted: GenerativeModule[Any]) -> None:
@@ -180,7 +216,7 @@ def test_a_state_belongs_to_one_image_shape(fitted: GenerativeModule[Any]) -> No
 
 def test_unknown_kinds_and_settings_are_refused() -> None:
     """A manifest's kind must exist, and its settings must be those of that kind."""
-    with pytest.raises(ModuleError, match="unknown module kind 'gan'; there are: edm"):
+    with pytest.raises(ModuleError, match="unknown module kind 'gan'; there are: edm, flow, gaussian_mixture, vae"):
         restore_module("gan", {}, SHAPE, {})
     for kind in KINDS:
         with pytest.raises(ConfigError, match=r"unknown key 'module\..*magic'"):
