@@ -10,6 +10,7 @@ from ..config import GaussianMixtureSpec, ImageShape
 from ..data.transforms import to_unit
 from ..seeding import library_seed
 from .base import FitOptions, GenerativeModule, check_state, not_fitted
+from .mixture import GaussianMixtureDensity
 
 
 class GaussianMixtureModule(GenerativeModule[GaussianMixtureSpec]):
@@ -57,7 +58,6 @@ class GaussianMixtureModule(GenerativeModule[GaussianMixtureSpec]):
 
     def _fit(self, images: Tensor, seed: int, options: FitOptions) -> None:
         from sklearn.decomposition import PCA
-        from sklearn.mixture import GaussianMixture
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
         spec, pixels = self.spec, to_unit(images).flatten(1).double().numpy()
@@ -66,10 +66,7 @@ class GaussianMixtureModule(GenerativeModule[GaussianMixtureSpec]):
         with threadpool_limits(1):
             pca = PCA(components, whiten=True, random_state=library_seed(seed, "pca")).fit(pixels)
             scores = pca.transform(pixels) if len(pixels) > 1 else pixels[:, :1] * 0
-            mixture = GaussianMixture(
-                mixtures, reg_covar=spec.regularization, max_iter=200, random_state=library_seed(seed, "mixture")
-            ).fit(scores if len(scores) > 1 else scores.repeat(2, axis=0))
-            factors = torch.linalg.cholesky(torch.from_numpy(mixture.covariances_))
+        density, rounds, likelihood = GaussianMixtureDensity.fit(torch.from_numpy(scores), mixtures, spec.regularization, seed)
         basis = torch.from_numpy(pca.components_) * torch.from_numpy(pca.explained_variance_).nan_to_num().sqrt()[:, None]
         mean = torch.from_numpy(pca.mean_)
         rebuilt = mean + torch.from_numpy(scores) @ basis
@@ -77,21 +74,17 @@ class GaussianMixtureModule(GenerativeModule[GaussianMixtureSpec]):
             "mean": mean,
             "basis": basis,
             "residual": (torch.from_numpy(pixels) - rebuilt).square().mean(0).sqrt(),
-            "weights": torch.from_numpy(mixture.weights_),
-            "means": torch.from_numpy(mixture.means_),
-            "factors": factors,
+            **density.state_dict(),
         }
         self._state = {name: tensor.to(self.device, torch.float32) for name, tensor in found.items()}
-        self.images_shown = len(images) * int(mixture.n_iter_)
+        self.images_shown = len(images) * rounds
         if options.progress is not None:
-            options.progress(self.images_shown, 1.0, -float(mixture.lower_bound_))
+            options.progress(self.images_shown, 1.0, -likelihood)
 
     def _generate(self, noise: Tensor) -> Tensor:
         state, components = self._state, self._state["basis"].shape[0]
-        levels = state["weights"].cumsum(0)
-        uniform = torch.special.ndtr(noise[:, :1].double()).float() * levels[-1]
-        chosen = torch.searchsorted(levels, uniform).flatten().clamp_max(len(levels) - 1)
-        scores = state["means"][chosen] + torch.einsum("bij,bj->bi", state["factors"][chosen], noise[:, 1 : 1 + components])
+        density = GaussianMixtureDensity(state["weights"], state["means"], state["factors"])
+        scores = density(noise[:, : 1 + components])
         pixels = state["mean"] + scores @ state["basis"]
         if self.spec.residual_noise:
             pixels = pixels + state["residual"] * noise[:, 1 + components :]

@@ -1,5 +1,7 @@
 """A mixture of Gaussians with full covariances, fitted by expectation maximization."""
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -36,22 +38,46 @@ class GaussianMixtureDensity(nn.Module):
         return cls(torch.zeros(mixtures), torch.zeros(shape), torch.zeros((*shape, dimensions)))
 
     @classmethod
-    def fit(cls, rows: Tensor, mixtures: int, regularization: float, seed: int) -> "GaussianMixtureDensity":
-        """Fit ``mixtures`` Gaussians to ``rows`` (n, k), adding ``regularization`` to the covariances' diagonals."""
+    def fit(
+        cls, rows: Tensor, mixtures: int, regularization: float, seed: int, rounds: int = 200
+    ) -> tuple["GaussianMixtureDensity", int, float]:
+        """Fit by expectation maximization, from a start by k-means.
+
+        Parameters
+        ----------
+        rows : Tensor
+            (n, k) points.
+        mixtures : int
+            Number of Gaussians, at most n.
+        regularization : float
+            Added to the covariances' diagonals.
+        seed : int
+            Seed of the start.
+        rounds : int
+            Most passes over the points.
+
+        Returns
+        -------
+        tuple of GaussianMixtureDensity, int, float
+            The density in single precision, the passes that were made, and the mean logarithmic likelihood.
+        """
+        from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
         points = rows.double().numpy()
-        with threadpool_limits(1):
-            found = GaussianMixture(
-                mixtures, reg_covar=regularization, max_iter=50, random_state=library_seed(seed, "mixture")
-            ).fit(points if len(points) > 1 else points.repeat(2, axis=0))
-            factors = torch.linalg.cholesky(torch.from_numpy(found.covariances_))
-        return cls(torch.from_numpy(found.weights_).float(), torch.from_numpy(found.means_).float(), factors.float())
+        model = GaussianMixture(mixtures, reg_covar=regularization, max_iter=rounds, random_state=library_seed(seed, "mixture"))
+        with threadpool_limits(1), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the last rounds change little, and their number is a budget
+            model.fit(points if len(points) > 1 else points.repeat(2, axis=0))
+            factors = torch.linalg.cholesky(torch.from_numpy(model.covariances_))
+        weights, means = torch.from_numpy(model.weights_).float(), torch.from_numpy(model.means_).float()
+        return cls(weights, means, factors.float()), int(model.n_iter_), float(model.lower_bound_)
 
     def forward(self, noise: Tensor) -> Tensor:
         """Turn (b, 1 + k) standard normal numbers into (b, k) draws: the first chooses the Gaussian."""
         levels = self.weights.cumsum(0)
         uniform = torch.special.ndtr(noise[:, :1].double()).float() * levels[-1]
         chosen = torch.searchsorted(levels, uniform).flatten().clamp_max(len(levels) - 1)
-        return self.means[chosen] + torch.einsum("bij,bj->bi", self.factors[chosen], noise[:, 1:])
+        drawn: Tensor = self.means[chosen] + torch.einsum("bij,bj->bi", self.factors[chosen], noise[:, 1:])
+        return drawn

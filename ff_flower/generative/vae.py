@@ -19,7 +19,7 @@ from ..seeding import derive_seed, generator, seeded
 from .autoencoder import Decoder, Encoder, begin
 from .base import FitOptions, GenerativeModule, check_state, not_fitted
 from .diffusion import symmetric_copies
-from .gaussian_prior import GaussianPrior
+from .gaussian_prior import SMALLEST, GaussianPrior
 from .mixture import GaussianMixtureDensity
 from .training import Objective, Training, split_holdout
 
@@ -64,7 +64,7 @@ class Autoencoder(Objective):
         mean, log_variance = self.encoder(images)
         error = images - self.decoder(mean + (log_variance / 2).exp() * noise)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean()
-        return 0.5 * error.square().mean().log() + self.spec.beta * kl / self.decoder.grid.pixels
+        return 0.5 * error.square().mean().clamp_min(SMALLEST**2).log() + self.spec.beta * kl / self.decoder.grid.pixels
 
 
 class LatentSampler(nn.Module):
@@ -165,7 +165,7 @@ class VAEModule(GenerativeModule[VAESpec]):
                 latents.append(mean + (log_variance / 2).exp() * noise)
                 rest.append((images - network.decoder(latents[-1])).cpu())
         mixtures = max(1, min(self.spec.mixtures, distinct // self.spec.images_per_mixture))
-        density = GaussianMixtureDensity.fit(torch.cat(latents).cpu(), mixtures, self.spec.regularization, seed)
+        density, *_ = GaussianMixtureDensity.fit(torch.cat(latents).cpu(), mixtures, self.spec.regularization, seed, rounds=30)
         texture = _texture(torch.cat(rest).flatten(1), self.spec.rank, seed) if self.spec.texture else None
         sampler = LatentSampler(network.decoder, density, texture, self.image_shape)
         sampler.centre.copy_(network.centre)
