@@ -14,7 +14,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run compare test check clean
+.PHONY: help setup run compare bench test check clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -34,6 +34,9 @@ run: setup  ## the main job: digits over 10 nodes in simulation, or PRESET=name 
 
 compare: setup  ## all methods over seeds, one table: mean and standard deviation (PRESET=name, ARGS=...)
 	$(BIN)/python -m sims.compare $(CHOICE) $(ARGS)
+
+bench: setup  ## one measurement of the modules: ARGS=modules, evaluations, wire, synthesis, batched or curve, with options
+	$(BIN)/python -m sims.benchmark $(ARGS)
 
 test: setup  ## run the tests (ARGS="-m 'not slow'" leaves out those that start Flower)
 	$(BIN)/python -m pytest $(ARGS)
