@@ -58,7 +58,7 @@ def modules(
         rows = throughput.loads(
             one_of(kinds, list(KINDS), "kind"), chosen, batch=batch, seconds=length, repeats=times, threads=threads, device=device
         )
-        _finish(throughput.measure_modules(rows, workers=not (quick or gpu)), write, out, markdown)
+        _finish(throughput.measure_modules(rows, workers=not quick), write, out, markdown)
 
 
 @app.command()

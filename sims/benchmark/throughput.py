@@ -1,15 +1,13 @@
 """``modules``: how fast each kind and size trains and samples, how large it is, and how well it uses the machine."""
 
-import resource
 import statistics
-import sys
 import time
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 
-from ff_flower.accelerator import low_precision, prepare
+from ff_flower.accelerator import low_precision, peak_memory, prepare
 from ff_flower.config import ImageShape, ModuleSpec, RunSpec, Scalar, TrainingSpec
 from ff_flower.generative import BLOCK, FitOptions, build_module
 from ff_flower.seeding import generator
@@ -68,7 +66,7 @@ def loads(kinds: list[str], sizes: list[str], **common: int | float | str) -> li
 
 
 def measure_modules(rows: list[Load], workers: bool) -> Results:
-    """Measure one row after the other, on the CPU each in a process of its own."""
+    """Measure one row after the other, with ``workers`` each in a process of its own, so that its memory is its own too."""
     with Workers(int(workers), fresh=True) as one:
         return RESULTS.joined(row for load in rows for row in one.map(measure_load, [(load,)]))
 
@@ -76,7 +74,7 @@ def measure_modules(rows: list[Load], workers: bool) -> Results:
 def measure_load(load: Load) -> Row:
     """Measure one kind and size."""
     device = prepare(changed(RunSpec(), {"device": load.device, "deterministic": False}), load.threads)
-    before = _peak_bytes(device)
+    before = peak_memory(device)
     images = random_images(load.shape)
     rate = _training_rate(load, images, device)
     module = build_module(load.module(steps=1), load.shape, device, load.kind)
@@ -84,7 +82,7 @@ def measure_load(load: Load) -> Row:
     count = BLOCK * module.batch_blocks
     module.sample(count, generator(0))
     sampling = count / median_seconds(lambda: module.sample(count, generator(0)), load.repeats)
-    peak = _peak_bytes(device) - before
+    peak = peak_memory(device) - before
     settings, state = module.spec.flat(), module.state()
     trained = isinstance(load.module(1).of_kind(load.kind), TrainingSpec)
     flops = operations_per_image(load, images) if trained else 0.0
@@ -139,7 +137,10 @@ def matmul_rate(device: torch.device, repeats: int) -> float:
 
 
 def _training_rate(load: Load, images: torch.Tensor, device: torch.device) -> float:
-    """Return images shown per second, the median of three quarters of a fit; its first quarter warms up."""
+    """Return images shown per second, the median of three quarters of a fit; its first quarter warms up.
+
+    A kind that is not trained in steps has no quarters: images per second of a whole second fit.
+    """
     rate, steps = 0.0, 8
     for _ in range(2):
         marks: list[tuple[float, int]] = []
@@ -151,16 +152,9 @@ def _training_rate(load: Load, images: torch.Tensor, device: torch.device) -> fl
         began = time.perf_counter()
         module.fit(images, 0, FitOptions(progress=note))
         if len(marks) < 2:  # not trained in steps
-            return len(images) / (time.perf_counter() - began)
+            rate = len(images) / (time.perf_counter() - began)
+            continue
         pairs = pairwise(marks)
         rate = statistics.median((shown - earlier) / (end - begin) for (begin, earlier), (end, shown) in pairs)
         steps = max(8, round(load.seconds * rate / load.batch))
     return rate
-
-
-def _peak_bytes(device: torch.device) -> int:
-    """Return the most memory held so far: of the GPU where it works, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
