@@ -259,7 +259,7 @@ class ModuleSpec(Spec):
     Attributes
     ----------
     kind : str
-        ``edm``, ``flow``, ``vae`` or ``gaussian_mixture``; a node may choose another in its own node-config.
+        ``edm``, ``flow``, ``vae`` or ``gaussian_mixture``; a node may choose another by ``module.kind`` in its node-config.
     min_images : int
         A class with fewer images is declined.
     network_images : int

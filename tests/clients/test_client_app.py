@@ -99,6 +99,15 @@ def test_broadcast_bytes_that_are_no_module_are_refused(out):
     assert refusal(content, "evaluate", **node).startswith("size: 7 bytes")
 
 
+def test_broadcast_modules_of_other_settings_are_refused(out):
+    """A node accepts no module whose settings the run did not ask for: they decide what sampling it costs."""
+    node = {"partition-id": 2, "num-partitions": 5}
+    reply = ask(messages.request_records(tiny(out, module__gaussian_mixture__components=4), range(5)), "train", **node)
+    content = messages.request_records(tiny(out), range(5))
+    content["modules"] = reply.content["modules"]
+    assert refusal(content, "evaluate", **node).startswith("spec: ['components']")
+
+
 def test_modules_are_named_by_their_bytes(out):
     """A node sends one file per class, named by its SHA-256, and its report says which is whose."""
     reply = ask(messages.request_records(tiny(out), range(5)), "train", **{"partition-id": 2, "num-partitions": 5})
