@@ -84,7 +84,7 @@ class GaussianMixtureModule(GenerativeModule[GaussianMixtureSpec]):
     def _generate(self, noise: Tensor) -> Tensor:
         state, components = self._state, self._state["basis"].shape[0]
         density = GaussianMixtureDensity(state["weights"], state["means"], state["factors"])
-        scores = density(noise[:, : 1 + components])
+        scores: Tensor = density(noise[:, : 1 + components])
         pixels = state["mean"] + scores @ state["basis"]
         if self.spec.residual_noise:
             pixels = pixels + state["residual"] * noise[:, 1 + components :]

@@ -64,7 +64,8 @@ class Autoencoder(Objective):
         mean, log_variance = self.encoder(images)
         error = images - self.decoder(mean + (log_variance / 2).exp() * noise)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean()
-        return 0.5 * error.square().mean().clamp_min(SMALLEST**2).log() + self.spec.beta * kl / self.decoder.grid.pixels
+        loss: Tensor = 0.5 * error.square().mean().clamp_min(SMALLEST**2).log() + self.spec.beta * kl / self.decoder.grid.pixels
+        return loss
 
 
 class LatentSampler(nn.Module):
@@ -157,7 +158,7 @@ class VAEModule(GenerativeModule[VAESpec]):
         """Fit the mixture to posterior samples of the images, and the texture to what the decoder leaves of them."""
         latents, rest = [], []
         random = generator(seed, "latents", device=self.device)
-        for part in rows.split(BATCH):
+        for part in torch.split(rows, BATCH):
             images = (part.to(self.device) - network.centre) / network.scale
             with low_precision(self.device):
                 mean, log_variance = network.encoder(images)
