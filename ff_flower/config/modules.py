@@ -165,8 +165,8 @@ class EDMSpec(UNetSpec):
     sigma_min: Positive = 0.05
     sigma_max: Positive = 10.0
     rho: Positive = 7.0
-    sampler: Literal["heun", "dpmpp-2m"] = "heun"
-    evaluations: int = Field(default=15, ge=1, le=1000)
+    sampler: Literal["heun", "dpmpp-2m"] = "dpmpp-2m"
+    evaluations: int = Field(default=8, ge=1, le=1000)
 
     @model_validator(mode="after")
     def _falling(self) -> Self:
