@@ -69,12 +69,13 @@ class SynthesisSpec(Spec):
         Images per class, shared among the owners of a class by their number of examples.
     own_class : float
         Share of a node's own classes' images that is synthetic beside its real ones, against learning
-        "real or synthetic" in place of the class.
+        "real or synthetic" in place of the class, and against learning a class from few images; 0 takes real ones alone,
+        which is better where a node holds hundreds of a class.
     """
 
     site: Literal["client", "server"] = "client"
     samples_per_class: Count = 500
-    own_class: float = Field(default=0.5, ge=0, le=1)
+    own_class: float = Field(default=0.0, ge=0, le=1)
 
 
 class ClassifierSpec(Spec):
