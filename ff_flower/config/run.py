@@ -75,7 +75,7 @@ class SynthesisSpec(Spec):
 
     site: Literal["client", "server"] = "client"
     samples_per_class: Count = 500
-    own_class: float = Field(default=0.0, ge=0, le=1)
+    own_class: float = Field(default=0.5, ge=0, le=1)
 
 
 class ClassifierSpec(Spec):
