@@ -80,7 +80,8 @@ def evaluations(
         if baseline:
             found = quality.measure_baseline(spec, files, repeats, workers, timed=64 if quick else 512)
         else:
-            found = quality.measure_evaluations(spec, files, [int(n) for n in numbers.split(",")], repeats, workers, _tell)
+            chosen = [int(number) for number in numbers.split(",")]
+            found = quality.measure_evaluations(spec, files, chosen, repeats, workers, lambda row: _keep(row, write, out))
         _finish(found, write, out, markdown)
 
 
@@ -197,6 +198,13 @@ def _finish(found: Results, write: bool, out: Path, markdown: bool) -> None:
     show([found.table()], markdown=markdown)
     if write:
         _tell(f"kept in {found.read(out).write(out).name}")
+
+
+def _keep(row: Results, write: bool, out: Path) -> None:
+    """Tell of a row, and keep it, before the next one is measured."""
+    _tell(", ".join(f"{name} {value}" for name, value in row.rows[0].items()))
+    if write:
+        row.read(out).write(out)
 
 
 def _device(name: str) -> str:

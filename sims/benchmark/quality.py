@@ -22,7 +22,7 @@ EVALUATIONS = Results("evaluations", "Accuracy against network evaluations per s
 BASELINE = Results("baseline", "The default sampler against the paper's", (*_SAME, "sampling"))
 WIRE = Results("wire", "Accuracy by the type of the weights in the file", (*_SAME, "wire-dtype"))
 
-Progress = Callable[[str], None]
+Keep = Callable[[Results], None]
 
 
 def modules_of(run: str, preset: str, settings: Sequence[str], workers: Workers) -> tuple[RunSpec, list[bytes]]:
@@ -45,9 +45,12 @@ def modules_of(run: str, preset: str, settings: Sequence[str], workers: Workers)
 
 
 def measure_evaluations(
-    spec: RunSpec, files: list[bytes], evaluations: Sequence[int], repeats: int, workers: Workers, tell: Progress = print
+    spec: RunSpec, files: list[bytes], evaluations: Sequence[int], repeats: int, workers: Workers, keep: Keep
 ) -> Results:
-    """Score the server's classifier on synthetic sets by every sampler of the kind with every number of evaluations."""
+    """Score the server's classifier on synthetic sets by every sampler of the kind with every number of evaluations.
+
+    ``keep`` is given each row as soon as it is measured: the whole table takes minutes to hours.
+    """
     found: list[Row] = []
     for sampler, number in product(SAMPLERS[_sampled(spec)], evaluations):
         changes: dict[str, Scalar] = {"sampler": sampler, "evaluations": number}
@@ -56,7 +59,7 @@ def measure_evaluations(
         [accuracies] = scores(spec, [made], repeats, workers)
         per_sample = seconds / len(made)
         found.append({**_kind(spec), **changes, **_accuracy(accuracies), "ms per sample": significant(1000 * per_sample)})
-        tell(f"{sampler} {number}: {statistics.fmean(accuracies):.2%}")
+        keep(EVALUATIONS.joined(found[-1:]))
     return EVALUATIONS.joined(found)
 
 

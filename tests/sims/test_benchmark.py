@@ -16,7 +16,7 @@ from ff_flower.errors import ConfigError, DataError
 from ff_flower.generative import KINDS, build_module
 from ff_flower.registry import decode_module
 from ff_flower.seeding import generator
-from sims.benchmark import curve, pipeline, throughput
+from sims.benchmark import curve, pipeline, quality, throughput
 from sims.benchmark.__main__ import app
 from sims.benchmark.pipeline import Sampling, Workers
 from sims.benchmark.results import Results, as_text, one_of
@@ -79,6 +79,20 @@ def test_evaluations_has_a_row_per_sampler_and_number(toy):
     assert list(zip(rows(table, 2), rows(table, 3), strict=True)) == [
         (sampler, number) for sampler in ("heun", "dpmpp-2m") for number in ("1", "2")
     ]
+
+
+def test_each_row_of_evaluations_is_kept_at_once(toy, tmp_path, monkeypatch):
+    """Where the second sampling fails, the first row is on disk."""
+    several = iter([quality.synthetic_set])
+
+    def failing(*arguments):
+        return next(several)(*arguments)
+
+    monkeypatch.setattr(quality, "synthetic_set", failing)
+    command = ["evaluations", "--quick", "--evaluations=1,2", "--repeats=1", "--write", f"--out={tmp_path}", *toy]
+    assert CliRunner().invoke(app, command).exit_code != 0
+    kept = json.loads((tmp_path / "evaluations.json").read_text())["rows"]
+    assert [(row["sampler"], row["evaluations"]) for row in kept] == [("heun", 1)]
 
 
 def test_the_baseline_is_the_papers_sampler(toy):
