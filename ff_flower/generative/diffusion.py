@@ -72,7 +72,7 @@ class StandardizedModel(Objective):
     def __init__(self, model: PriorCorrection, image_shape: ImageShape, spec: UNetSpec, levels: Levels) -> None:
         super().__init__()
         self.model, self.spec, self.levels = model, spec, levels
-        self.policy = AugmentationPolicy(horizontal_flip=spec.symmetry == "mirror", dihedral=spec.symmetry == "dihedral")
+        self.policy = symmetry_policy(spec.symmetry)
         self.register_buffer("centre", torch.zeros(image_shape))
         self.register_buffer("scale", torch.ones(()))
 
@@ -152,8 +152,7 @@ class DiffusionModule(GenerativeModule[UNetSpecT]):
 
     def _fit(self, images: Tensor, seed: int, options: FitOptions) -> None:
         kept, held = split_holdout(to_unit(images), options.holdout, seed)
-        rows = torch.cat(list(symmetric_copies(kept, self.spec.symmetry))).flatten(1)
-        rows = rows[torch.randperm(len(rows), generator=generator(seed, "rows"))]
+        rows = shuffled_copies(kept, self.spec.symmetry, seed).flatten(1)
         prior, centre, scale = GaussianPrior.fit(rows, self.spec.rank, seed)
         network = seeded(lambda: self._build(prior), derive_seed(seed, "init"))
         network.centre.copy_(centre.reshape(self.image_shape))
@@ -181,3 +180,14 @@ def symmetric_copies(images: Tensor, symmetry: str) -> Iterator[Tensor]:
     square = images.shape[-1] == images.shape[-2]
     turns = range(0, 4 if symmetry == "dihedral" else 1, 1 if square else 2)
     yield from (torch.rot90(side, turn, (2, 3)) for side in sides for turn in turns)
+
+
+def shuffled_copies(images: Tensor, symmetry: str, seed: int) -> Tensor:
+    """Return all of `symmetric_copies` in random order: what the class's Gaussian is fitted to."""
+    copies = torch.cat(list(symmetric_copies(images, symmetry)))
+    return copies[torch.randperm(len(copies), generator=generator(seed, "rows"))]
+
+
+def symmetry_policy(symmetry: str) -> AugmentationPolicy:
+    """Return the augmentation that turns training images at random under the group of `symmetric_copies`."""
+    return AugmentationPolicy(horizontal_flip=symmetry == "mirror", dihedral=symmetry == "dihedral")

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from ..accelerator import accelerate, low_precision, place
 from ..config import ImageShape, VAESpec
-from ..data.transforms import AugmentationPolicy, augment, to_unit
+from ..data.transforms import augment, to_unit
 from ..seeding import derive_seed, generator, seeded
 from .autoencoder import Decoder, Encoder, begin
 from .base import FitOptions, GenerativeModule, check_state, not_fitted
-from .diffusion import symmetric_copies
+from .diffusion import shuffled_copies, symmetry_policy
 from .gaussian_prior import SMALLEST, GaussianPrior
 from .mixture import GaussianMixtureDensity
 from .training import Objective, Training, split_holdout
@@ -44,7 +44,7 @@ class Autoencoder(Objective):
     def __init__(self, spec: VAESpec, image_shape: ImageShape) -> None:
         super().__init__()
         self.spec = spec
-        self.policy = AugmentationPolicy(horizontal_flip=spec.symmetry == "mirror", dihedral=spec.symmetry == "dihedral")
+        self.policy = symmetry_policy(spec.symmetry)
         self.encoder, self.decoder = Encoder(spec, image_shape), Decoder(spec, image_shape)
         self.register_buffer("centre", torch.zeros(image_shape))
         self.register_buffer("scale", torch.ones(()))
@@ -140,8 +140,7 @@ class VAEModule(GenerativeModule[VAESpec]):
 
     def _fit(self, images: Tensor, seed: int, options: FitOptions) -> None:
         kept, held = split_holdout(to_unit(images), options.holdout, seed)
-        rows = torch.cat(list(symmetric_copies(kept, self.spec.symmetry)))
-        rows = rows[torch.randperm(len(rows), generator=generator(seed, "rows"))]
+        rows = shuffled_copies(kept, self.spec.symmetry, seed)
         prior, centre, scale = GaussianPrior.fit(rows.flatten(1), self.spec.latent, seed)
         network = seeded(lambda: Autoencoder(self.spec, self.image_shape), derive_seed(seed, "init"))
         network.centre.copy_(centre.reshape(self.image_shape))
