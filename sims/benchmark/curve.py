@@ -31,14 +31,15 @@ FEWEST, MOST = 64, 6000  # samples per class
 ENDLESS = 1_000_000  # steps of a fit that its seconds end
 
 BUDGETS = (60, 300, 900, 3600)
-SETTINGS: dict[str, dict[str, Scalar]] = {
+STUDENT: dict[str, Scalar] = {"distillation.temperature": 1.0, "distillation.min-agreement": 0.5, "distillation.hard-labels": 0.3}
+SETTINGS: dict[str, dict[str, Scalar]] = {  # as in the presets of these data sets
     "digits": {"num-clients": 10},
-    "mnist": {"num-clients": 10, "classifier.width": 16},
-    "bloodmnist": {"num-clients": 8, "data.size": 14, "distillation.temperature": 1.0},
+    "mnist": {"num-clients": 10, "data.size": 14, **STUDENT},
+    "bloodmnist": {"num-clients": 8, "data.size": 14, "synthesis.own-class": 0.0, "classifier.batch-size": 64, **STUDENT},
 }
 NETWORKS: dict[str, dict[str, Scalar]] = {  # of every kind that has such a key
     "digits": {"size": "tiny"},
-    "mnist": {"size": "small"},
+    "mnist": {"size": "small", "batch-size": 32, "learning-rate": 2e-3},
     "bloodmnist": {
         "size": "small",
         "rank": 400,
@@ -46,6 +47,7 @@ NETWORKS: dict[str, dict[str, Scalar]] = {  # of every kind that has such a key
         "batch-size": 32,
         "learning-rate": 2e-3,
         "sigma-min": 0.1,
+        "sigma-max": 10.0,
     },
 }
 
