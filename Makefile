@@ -35,7 +35,7 @@ run: setup  ## the main job: digits over 10 nodes in simulation, or PRESET=name 
 compare: setup  ## all methods over seeds, one table: mean and standard deviation (PRESET=name, ARGS=...)
 	$(BIN)/python -m sims.compare $(CHOICE) $(ARGS)
 
-bench: setup  ## one measurement of the modules: ARGS=modules, evaluations, wire, synthesis, batched or curve, with options
+bench: setup  ## one measurement of the modules: ARGS=modules, evaluations, pool, wire, synthesis, batched or curve, with options
 	$(BIN)/python -m sims.benchmark $(ARGS)
 
 test: setup  ## run the tests (ARGS="-m 'not slow'" leaves out those that start Flower)

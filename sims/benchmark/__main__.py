@@ -86,6 +86,26 @@ def evaluations(
 
 
 @app.command()
+def pool(
+    run: Run = "",
+    preset: Preset = "",
+    settings: Settings = None,
+    numbers: Annotated[str, typer.Option("--evaluations", help="Network evaluations per sample.")] = "3,4,6,8,12,18",
+    repeats: Repeats = 3,
+    quick: Quick = False,
+    write: Write = False,
+    out: Out = HOME,
+    markdown: Markdown = False,
+) -> None:
+    """Score the server's classifier on more and cheaper, or fewer and dearer samples, at equal cost of synthesis."""
+    with refusing(), Workers(_width(quick)) as workers:
+        spec, files = quality.modules_of(run, preset, [*_quick(quick), *(settings or ())], workers)
+        chosen = [int(number) for number in numbers.split(",")]
+        found = quality.measure_pool(spec, files, chosen, repeats, workers, lambda row: _keep(row, write, out))
+        _finish(found, write, out, markdown)
+
+
+@app.command()
 def wire(
     preset: Preset = "",
     settings: Settings = None,

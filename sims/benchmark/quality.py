@@ -1,4 +1,4 @@
-"""``evaluations`` and ``wire``: what a cheaper sampler and a shorter type of the weights cost in downstream accuracy."""
+"""``evaluations``, ``pool`` and ``wire``: what cheaper samples, more of them and shorter weights do to downstream accuracy."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -20,6 +20,7 @@ WIRE_TYPES = ("float32", "float16", "bfloat16")
 _SAME = ("data set", "kind")
 EVALUATIONS = Results("evaluations", "Accuracy against network evaluations per sample", (*_SAME, "sampler", "evaluations"))
 BASELINE = Results("baseline", "The default sampler against the paper's", (*_SAME, "sampling"))
+POOL = Results("pool", "Fresh samples at equal cost: more samples per class, fewer evaluations for each", (*_SAME, "evaluations"))
 WIRE = Results("wire", "Accuracy by the type of the weights in the file", (*_SAME, "wire-dtype"))
 
 Keep = Callable[[Results], None]
@@ -61,6 +62,28 @@ def measure_evaluations(
         found.append({**_kind(spec), **changes, **_accuracy(accuracies), "ms per sample": significant(1000 * per_sample)})
         keep(EVALUATIONS.joined(found[-1:]))
     return EVALUATIONS.joined(found)
+
+
+def measure_pool(
+    spec: RunSpec, files: list[bytes], evaluations: Sequence[int], repeats: int, workers: Workers, keep: Keep
+) -> Results:
+    """Score the server's classifier on pools of different sizes that cost the same number of network evaluations to draw.
+
+    The cost is that of ``spec``: its samples per class times its evaluations. The classifier takes the same steps on every
+    pool, so that in a larger one it meets each sample less often.
+    """
+    kind, found = _sampled(spec), list[Row]()
+    cost = spec.synthesis.samples_per_class * int(spec.module.of_kind().flat()["evaluations"])
+    seen = spec.classifier.steps * spec.classifier.batch_size / len(files)
+    for number in evaluations:
+        count = max(1, round(cost / number))
+        made, _ = synthetic_set(spec, files, Sampling(count, {"evaluations": number}), workers)
+        [accuracies] = scores(spec, [made], repeats, workers)
+        row: Row = {**_kind(spec), "sampler": spec.module.of_kind(kind).flat()["sampler"], "evaluations": number}
+        row |= {"samples per class": count, "times each is seen": significant(seen / count)}
+        found.append(row | _accuracy(accuracies))
+        keep(POOL.joined(found[-1:]))
+    return POOL.joined(found)
 
 
 def measure_baseline(spec: RunSpec, files: list[bytes], repeats: int, workers: Workers, timed: int) -> Results:

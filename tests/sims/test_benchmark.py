@@ -95,6 +95,14 @@ def test_each_row_of_evaluations_is_kept_at_once(toy, tmp_path, monkeypatch):
     assert [(row["sampler"], row["evaluations"]) for row in kept] == [("heun", 1)]
 
 
+def test_pools_of_one_cost(toy):
+    """Half the evaluations buy twice the samples, each of which is seen half as often."""
+    output = call("pool", "--quick", "--evaluations=1,2", "--repeats=1", *toy)
+    assert rows(output, 4) == ["24", "12"]
+    few, many = (float(times) for times in rows(output, 5))
+    assert many == pytest.approx(2 * few, rel=0.02)
+
+
 def test_the_baseline_is_the_papers_sampler(toy):
     """The paper's row has 99 evaluations and is once as fast as itself."""
     output = call("evaluations", "--quick", "--baseline", "--repeats=1", *toy)
