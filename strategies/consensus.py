@@ -112,9 +112,9 @@ class Consensus:
         return kept
 
     def _synthesize(self) -> SyntheticDataset:
-        shares = allocate(list(self.strategy.registry), self.spec.synthesis.samples_per_class)
+        shares = allocate(list(self.strategy.collection.registry), self.spec.synthesis.samples_per_class)
         cache = SampleCache(cache_root(self.spec) / "samples")
-        return synthesize(self.strategy.registry, shares, self.spec.seed, cache, self.device)
+        return synthesize(self.strategy.collection.registry, shares, self.spec.seed, cache, self.device)
 
     def _fit_server(self, synthetic: SyntheticDataset) -> nn.Module:
         seed = derive_seed(self.spec.seed, "classifier", "server")

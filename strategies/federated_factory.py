@@ -2,8 +2,6 @@
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
-from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -11,14 +9,13 @@ from flwr.serverapp.strategy import Strategy
 
 from ff_flower.config import RunSpec
 from ff_flower.data import DatasetInfo
-from ff_flower.errors import ConfigError, ModuleError, RunError, VerificationError
-from ff_flower.messages import count_bytes, file_record, read_answer, read_fit_reply, read_tensors, request_records
+from ff_flower.errors import VerificationError
+from ff_flower.messages import count_bytes, file_record, read_answer, read_tensors, request_records
 from ff_flower.metrics import Ledger
-from ff_flower.registry import Expectation, ModuleRegistry, RegisteredModule
-from ff_flower.reports import Answer, FitReport
+from ff_flower.reports import Answer
 from ff_flower.run_directory import RunDirectory, combined_digest
-from ff_flower.synthesis import load_module
 
+from .collection import Collection
 from .nodes import Failure, check_answer, in_partition_order, missing_nodes, wait_for_nodes
 
 logger = logging.getLogger("flwr")
@@ -50,12 +47,9 @@ class FederatedFactory(Strategy):
 
     def __init__(self, spec: RunSpec, info: DatasetInfo, directory: RunDirectory, ledger: Ledger) -> None:
         self.spec, self.info, self.directory, self.ledger = spec, info, directory, ledger
-        self.expectation = Expectation.of_run(spec, info)
-        self.registry = ModuleRegistry(directory.path / "modules")
-        self.reports: dict[int, FitReport] = {}
+        self.collection = Collection(spec, info, directory, ledger)
         self.answers: dict[int, Answer] = {}
         self.missing: list[Failure] = []
-        self.refused: list[dict[str, object]] = []
         self._node_ids: dict[int, int] = {}
         self._failures: list[Failure] = []
         self._asked: list[int] = []
@@ -68,9 +62,7 @@ class FederatedFactory(Strategy):
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """Ask the nodes whose modules are not registered yet to fit them."""
-        partitions = range(self.spec.num_clients)
-        self.reports = {p: report for p in partitions if (report := self._kept_report(p)) is not None}
-        wanted = set(partitions) - set(self.reports)
+        wanted = self.collection.resume()
         if not wanted and not self._unanswered():
             logger.info("fit: all modules and answers are registered and verified, nothing to ask")
             self._asked = []
@@ -94,17 +86,17 @@ class FederatedFactory(Strategy):
             p: m.metadata.src_node_id for m in replies if m.has_content() for p, c in contents.items() if c is m.content
         }
         for partition, content in contents.items():
-            if partition not in self.reports:
-                failures += self._receive(partition, content)
+            if partition not in self.collection.reports:
+                failures += self.collection.receive(partition, content)
         self._failures = failures
-        self.missing = missing_nodes(failures, self.reports, self.spec.num_clients)
+        self.missing = missing_nodes(failures, self.collection.reports, self.spec.num_clients)
         for failure in self.missing:
             logger.warning("fit: node %d is missing: %s", failure.partition, failure.reason)
-        if fallbacks := self.fallbacks():
+        if fallbacks := self.collection.fallbacks():
             logger.warning("fit: %d modules are of a simpler kind, for example %s", len(fallbacks), fallbacks[0]["reason"])
-        self._withdraw_unreported()
+        self.collection.withdraw_unreported()
         self.ledger.write(self.directory.path / "ledger.jsonl")
-        self._check_enough()
+        self.collection.check_enough(self.missing)
         return None, None
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
@@ -114,13 +106,15 @@ class FederatedFactory(Strategy):
             self._asked = []
             return []
         content = request_records(self.spec, wanted, server_round)
-        content["modules"] = file_record({module.module_id: module.read() for module in self.registry})
+        content["modules"] = file_record({module.module_id: module.read() for module in self.collection.registry})
         receivers = {partition: self._node_ids[partition] for partition in wanted if partition in self._node_ids}
         self._asked = list(receivers.values())
         num_bytes = count_bytes(content, "modules")
         for partition in receivers:
             self.ledger.add("down", "modules", num_bytes, partition, server_round)
-        logger.info("broadcast: %d modules, %.2f MB to each of %d nodes", len(self.registry), num_bytes / 1e6, len(receivers))
+        logger.info(
+            "broadcast: %d modules, %.2f MB to each of %d nodes", len(self.collection.registry), num_bytes / 1e6, len(receivers)
+        )
         return [Message(content, dst_node_id=node, message_type=MessageType.EVALUATE) for node in self._asked]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -144,7 +138,7 @@ class FederatedFactory(Strategy):
 
     def modules_digest(self) -> str:
         """Return one digest of the spec and all registered modules: what every later stage depends on."""
-        return combined_digest(self.spec.digest(), *(module.module_id for module in self.registry))
+        return self.collection.digest()
 
     def answer_inputs(self, partition: int) -> str:
         """Return the digest of what a node's answer depends on."""
@@ -159,75 +153,6 @@ class FederatedFactory(Strategy):
                 text = (self.directory.path / f"nodes/{partition}/answer.json").read_text()
                 self.answers[partition] = Answer.from_json(text)
         return [partition for partition in range(self.spec.num_clients) if partition not in self.answers]
-
-    def _kept_report(self, partition: int) -> FitReport | None:
-        if not self.directory.is_done(f"fit-{partition}", self.spec.digest()):
-            return None
-        return FitReport.from_json((self.directory.path / f"nodes/{partition}/fit.json").read_text())
-
-    def _receive(self, partition: int, content: RecordDict) -> list[Failure]:
-        """Register one node's files; the failures are empty, or say why the node's whole reply is refused."""
-        try:
-            report, files = read_fit_reply(content)
-            if report.partition != partition or set(report.modules.values()) != set(files):
-                raise VerificationError("report", "it does not name the partition and the files it came with")
-        except VerificationError as error:
-            return [Failure(partition, str(error))]
-        kept = [path for data in files.values() if (path := self._register(data, report)) is not None]
-        self.ledger.add("up", "modules", sum(len(data) for data in files.values()), partition)
-        self.reports[partition] = report
-        path = self.directory.write(f"nodes/{partition}/fit.json", report.to_json().encode())
-        if len(kept) == len(files):
-            seconds = report.work.ended - report.work.began
-            self.directory.finish(f"fit-{partition}", self.spec.digest(), [path, *kept], seconds)
-        return []
-
-    def _register(self, data: bytes, report: FitReport) -> Path | None:
-        partition = report.partition
-        try:
-            module = self.registry.add(data, replace(self.expectation, owner=str(partition)))
-            try:
-                self._check_claims(module, report)
-            except VerificationError:
-                self.registry.remove(module.module_id)
-                raise
-        except VerificationError as error:
-            self.registry.quarantine(data, error, source=f"node {partition}")
-            self.refused.append({"partition": partition, "rule": error.rule, "detail": error.detail})
-            logger.warning("fit: a module of node %d is quarantined: %s", partition, error)
-            return None
-        return module.path
-
-    def _check_claims(self, module: RegisteredModule, report: FitReport) -> None:
-        """Refuse a module that is not the one its owner reported for its label, or whose tensors do not make a network."""
-        label = str(module.manifest.label)
-        claimed = (report.modules.get(label), report.label_counts.get(label))
-        if claimed != (module.module_id, module.manifest.num_examples):
-            raise VerificationError("report", f"label {label} of {module.manifest.num_examples} images was reported as {claimed}")
-        try:
-            load_module(self.registry, module.module_id)
-        except (ModuleError, ConfigError) as error:
-            raise VerificationError("architecture", str(error)) from error
-
-    def _withdraw_unreported(self) -> None:
-        """Remove modules that an earlier, interrupted session left and no report names."""
-        named = {module_id for report in self.reports.values() for module_id in report.modules.values()}
-        for module in list(self.registry):
-            if module.module_id not in named:
-                self.registry.remove(module.module_id)
-
-    def _check_enough(self) -> None:
-        labels = {module.manifest.label for module in self.registry}
-        absent = [name for label, name in enumerate(self.info.classes) if label not in labels]
-        if absent:
-            logger.warning("fit: no module for class%s %s", "es" * (len(absent) > 1), ", ".join(absent))
-        if len(self.registry) < self.spec.min_modules or len(labels) < self.spec.min_classes:
-            causes = {failure.reason for failure in self.missing} | {str(refusal["detail"]) for refusal in self.refused}
-            causes |= {str(declined["reason"]) for declined in self.declined()}
-            raise RunError(
-                f"{len(self.registry)} modules of {len(labels)} classes arrived: min-modules is {self.spec.min_modules} and "
-                f"min-classes is {self.spec.min_classes}; the causes: {'; '.join(sorted(causes))}"
-            )
 
     def _keep_answer(self, partition: int, content: RecordDict) -> None:
         answer, files = read_answer(content)
@@ -248,11 +173,3 @@ class FederatedFactory(Strategy):
             raise VerificationError("report", f"an answer came with files {sorted(files)}; asked for were {wanted}")
         for data in files.values():
             read_tensors(data)
-
-    def declined(self) -> list[dict[str, object]]:
-        """Return the classes that nodes fitted no module for, with their reasons."""
-        return [{"partition": p, **asdict(d)} for p, report in sorted(self.reports.items()) for d in report.declined]
-
-    def fallbacks(self) -> list[dict[str, object]]:
-        """Return the classes that nodes fitted a simpler kind of module for, with their reasons."""
-        return [{"partition": p, **asdict(f)} for p, report in sorted(self.reports.items()) for f in report.fallbacks]

@@ -71,11 +71,16 @@ def run_factory(grid: Grid, splits: Splits, outcome: Outcome, device: torch.devi
     strategy = FederatedFactory(outcome.spec, splits.info, outcome.directory, outcome.ledger)
     strategy.start(grid, ArrayRecord(), num_rounds=1, timeout=outcome.spec.timeout)
     outcome.rounds, outcome.missing = 1, strategy.missing
-    outcome.quarantined, outcome.declined, outcome.fallbacks = strategy.refused, strategy.declined(), strategy.fallbacks()
+    collection = strategy.collection
+    outcome.quarantined, outcome.declined, outcome.fallbacks = (
+        collection.refused,
+        collection.declined(),
+        collection.fallbacks(),
+    )
     answers = list(strategy.answers.values())
-    peaks = [report.peak_memory for report in strategy.reports.values()] + [answer.peak_memory for answer in answers]
+    peaks = [report.peak_memory for report in collection.reports.values()] + [answer.peak_memory for answer in answers]
     outcome.peak_memory = max(peaks, default=0)
-    outcome.seconds["fit"] = busy_seconds([report.work for report in strategy.reports.values()])
+    outcome.seconds["fit"] = busy_seconds([report.work for report in collection.reports.values()])
     outcome.seconds["client-synthesis"] = busy_seconds([answer.synthesis for answer in answers])
     outcome.seconds["client-training"] = busy_seconds([answer.training for answer in answers])
     Consensus(strategy, splits, outcome, device).conclude()

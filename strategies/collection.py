@@ -1,0 +1,158 @@
+"""What the server makes of the nodes' module files: verified, registered, or quarantined with the rule that they break."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from flwr.app import RecordDict
+
+from ff_flower.config import RunSpec
+from ff_flower.data import DatasetInfo
+from ff_flower.errors import ConfigError, ModuleError, RunError, VerificationError
+from ff_flower.messages import read_fit_reply
+from ff_flower.metrics import Ledger
+from ff_flower.registry import Expectation, ModuleRegistry, RegisteredModule
+from ff_flower.reports import FitReport
+from ff_flower.run_directory import RunDirectory, combined_digest
+from ff_flower.synthesis import load_module
+
+from .nodes import Failure
+
+logger = logging.getLogger("flwr")
+
+
+class Collection:
+    """The modules of a run as they arrive, with the reports of their owners.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        The run.
+    info : DatasetInfo
+        The label table and image shape that modules must have.
+    directory : RunDirectory
+        Where files, reports and receipts are kept.
+    ledger : Ledger
+        Notes every upload.
+
+    Attributes
+    ----------
+    registry : ModuleRegistry
+        The verified modules.
+    reports : dict from int to FitReport
+        The nodes' accounts, by partition.
+    refused : list of dict
+        ``partition``, ``rule`` and ``detail`` of every module that was quarantined.
+
+    Raises
+    ------
+    ConfigError
+        When the settings of the run's kind of module cannot take the images.
+    """
+
+    def __init__(self, spec: RunSpec, info: DatasetInfo, directory: RunDirectory, ledger: Ledger) -> None:
+        self.spec, self.info, self.directory, self.ledger = spec, info, directory, ledger
+        self.expectation = Expectation.of_run(spec, info)
+        self.registry = ModuleRegistry(directory.path / "modules")
+        self.reports: dict[int, FitReport] = {}
+        self.refused: list[dict[str, object]] = []
+
+    def resume(self) -> set[int]:
+        """Take over what stands verified in the run directory; return the partitions whose modules are still wanted."""
+        partitions = range(self.spec.num_clients)
+        self.reports = {p: report for p in partitions if (report := self._kept_report(p)) is not None}
+        return set(partitions) - set(self.reports)
+
+    def receive(self, partition: int, content: RecordDict) -> list[Failure]:
+        """Register one node's files; the failures are empty, or say why the node's whole reply is refused."""
+        try:
+            report, files = read_fit_reply(content)
+            if report.partition != partition or set(report.modules.values()) != set(files):
+                raise VerificationError("report", "it does not name the partition and the files it came with")
+        except VerificationError as error:
+            return [Failure(partition, str(error))]
+        kept = [path for data in files.values() if (path := self._register(data, report)) is not None]
+        self.ledger.add("up", "modules", sum(len(data) for data in files.values()), partition)
+        self.reports[partition] = report
+        path = self.directory.write(f"nodes/{partition}/fit.json", report.to_json().encode())
+        if len(kept) == len(files):
+            seconds = report.work.ended - report.work.began
+            self.directory.finish(f"fit-{partition}", self.spec.digest(), [path, *kept], seconds)
+        return []
+
+    def withdraw_unreported(self) -> None:
+        """Remove modules that an earlier, interrupted session left and no report names."""
+        named = {module_id for report in self.reports.values() for module_id in report.modules.values()}
+        for module in list(self.registry):
+            if module.module_id not in named:
+                self.registry.remove(module.module_id)
+
+    def check_enough(self, missing: Sequence[Failure]) -> None:
+        """See that there are enough modules and classes to go on.
+
+        Parameters
+        ----------
+        missing : sequence of Failure
+            The nodes that sent nothing usable, to name the causes.
+
+        Raises
+        ------
+        RunError
+            With fewer than ``min_modules`` modules or ``min_classes`` classes.
+        """
+        labels = {module.manifest.label for module in self.registry}
+        absent = [name for label, name in enumerate(self.info.classes) if label not in labels]
+        if absent:
+            logger.warning("fit: no module for class%s %s", "es" * (len(absent) > 1), ", ".join(absent))
+        if len(self.registry) < self.spec.min_modules or len(labels) < self.spec.min_classes:
+            causes = {failure.reason for failure in missing} | {str(refusal["detail"]) for refusal in self.refused}
+            causes |= {str(declined["reason"]) for declined in self.declined()}
+            raise RunError(
+                f"{len(self.registry)} modules of {len(labels)} classes arrived: min-modules is {self.spec.min_modules} and "
+                f"min-classes is {self.spec.min_classes}; the causes: {'; '.join(sorted(causes))}"
+            )
+
+    def digest(self) -> str:
+        """Return one digest of the spec and all registered modules: what every later stage depends on."""
+        return combined_digest(self.spec.digest(), *(module.module_id for module in self.registry))
+
+    def declined(self) -> list[dict[str, object]]:
+        """Return the classes that nodes fitted no module for, with their reasons."""
+        return [{"partition": p, **asdict(d)} for p, report in sorted(self.reports.items()) for d in report.declined]
+
+    def fallbacks(self) -> list[dict[str, object]]:
+        """Return the classes that nodes fitted a simpler kind of module for, with their reasons."""
+        return [{"partition": p, **asdict(f)} for p, report in sorted(self.reports.items()) for f in report.fallbacks]
+
+    def _kept_report(self, partition: int) -> FitReport | None:
+        if not self.directory.is_done(f"fit-{partition}", self.spec.digest()):
+            return None
+        return FitReport.from_json((self.directory.path / f"nodes/{partition}/fit.json").read_text())
+
+    def _register(self, data: bytes, report: FitReport) -> Path | None:
+        partition = report.partition
+        try:
+            module = self.registry.add(data, replace(self.expectation, owner=str(partition)))
+            try:
+                self._check_claims(module, report)
+            except VerificationError:
+                self.registry.remove(module.module_id)
+                raise
+        except VerificationError as error:
+            self.registry.quarantine(data, error, source=f"node {partition}")
+            self.refused.append({"partition": partition, "rule": error.rule, "detail": error.detail})
+            logger.warning("fit: a module of node %d is quarantined: %s", partition, error)
+            return None
+        return module.path
+
+    def _check_claims(self, module: RegisteredModule, report: FitReport) -> None:
+        """Refuse a module that is not the one its owner reported for its label, or whose tensors do not make a network."""
+        label = str(module.manifest.label)
+        claimed = (report.modules.get(label), report.label_counts.get(label))
+        if claimed != (module.module_id, module.manifest.num_examples):
+            raise VerificationError("report", f"label {label} of {module.manifest.num_examples} images was reported as {claimed}")
+        try:
+            load_module(self.registry, module.module_id)
+        except (ModuleError, ConfigError) as error:
+            raise VerificationError("architecture", str(error)) from error
