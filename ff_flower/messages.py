@@ -6,6 +6,7 @@ record                  kind           content
 ``spec``                ConfigRecord   the run's flat spec, server to node
 ``request``             ConfigRecord   ``source-digest``, ``partitions`` still wanted, ``server-round``
 ``modules``             ArrayRecord    module files by module_id, one uint8 Array each, both ways
+``signatures``          ConfigRecord   owners' signatures by module_id, 64 bytes each, both ways; absent where there are none
 ``arrays``              ArrayRecord    classifier weights of the averaging methods, Flower's own name
 ``report``              ConfigRecord   ``json``: a `FitReport` or an `Answer`, node to server
 ``logits``              ArrayRecord    one safetensors file with float16 logits on the synthetic set
@@ -108,6 +109,29 @@ def read_files(content: RecordDict, record: str, max_bytes: int = MAX_FILE_BYTES
             raise VerificationError("size", f"file {name!r} has {len(array.data)} bytes, at most {max_bytes} are read")
         files[name] = array.data
     return files
+
+
+def signature_record(signatures: Mapping[str, bytes]) -> dict[str, ConfigRecord]:
+    """Return the record of signatures by module_id; none where there are no signatures."""
+    return {"signatures": ConfigRecord({**signatures})} if signatures else {}
+
+
+def read_signatures(content: RecordDict, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the signatures that came beside module ``files``, by module_id; not verified yet.
+
+    Raises
+    ------
+    VerificationError
+        Rule ``signature``: one belongs to no file that came, or is not made of bytes.
+    """
+    signatures: dict[str, bytes] = {}
+    for name, value in content.config_records.get("signatures", ConfigRecord()).items():
+        if name not in files or not isinstance(value, bytes):
+            raise VerificationError(
+                "signature", f"{name[:80]!r}: bytes that sign one of the {len(files)} files sent are expected"
+            )
+        signatures[name] = value
+    return signatures
 
 
 def count_bytes(content: RecordDict, record: str) -> int:

@@ -4,6 +4,7 @@ from .expectation import Expectation
 from .manifest import ModuleManifest
 from .registry import ModuleRegistry, Refusal, RegisteredModule
 from .serialization import ModuleLimits, decode_module, encode_module, module_id
+from .signatures import SignaturePolicy, read_private_key, sign_module, write_key_pair
 
 __all__ = [
     "Expectation",
@@ -12,7 +13,11 @@ __all__ = [
     "ModuleRegistry",
     "Refusal",
     "RegisteredModule",
+    "SignaturePolicy",
     "decode_module",
     "encode_module",
     "module_id",
+    "read_private_key",
+    "sign_module",
+    "write_key_pair",
 ]

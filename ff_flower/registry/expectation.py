@@ -12,6 +12,7 @@ from ..data import DatasetInfo
 from ..errors import ConfigError, VerificationError
 from ..generative import KINDS
 from .manifest import ModuleManifest
+from .signatures import NO_POLICY, SignaturePolicy
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Expectation:
         The sender, where it is known; None accepts any.
     specs : mapping from str to mapping, or None
         The settings of every kind that may be sent: they decide what building and sampling a module costs. None accepts any.
+    signatures : SignaturePolicy
+        Whose signatures are believed, and whether one is required.
     """
 
     dataset: str
@@ -40,9 +43,10 @@ class Expectation:
     label_names: tuple[str, ...]
     owner: str | None = None
     specs: Mapping[str, Mapping[str, Scalar]] | None = None
+    signatures: SignaturePolicy = NO_POLICY
 
     @classmethod
-    def of_run(cls, spec: RunSpec, info: DatasetInfo) -> Self:
+    def of_run(cls, spec: RunSpec, info: DatasetInfo, signatures: SignaturePolicy = NO_POLICY) -> Self:
         """Return what ``spec`` expects of its nodes' modules: any kind whose settings can take the images, from any owner.
 
         Raises
@@ -54,7 +58,7 @@ class Expectation:
         for kind in KINDS:
             with suppress(ConfigError):
                 specs[kind] = spec.module.of_kind(kind).resolved(info.shape).flat()
-        return cls(info.name, spec.seed, info.shape, info.classes, specs=specs)
+        return cls(info.name, spec.seed, info.shape, info.classes, specs=specs, signatures=signatures)
 
     def check(self, manifest: ModuleManifest) -> None:
         """Compare a manifest with this run.

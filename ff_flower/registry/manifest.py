@@ -35,6 +35,8 @@ def printable(text: str) -> str:
     return normal
 
 
+OWNER = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$"  # what a module's owner may be called
+
 Name = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(printable), Field(max_length=128)]
 Text = Annotated[str, AfterValidator(printable), Field(max_length=1024)]
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -96,7 +98,7 @@ class ModuleManifest(BaseModel):
     image_shape: tuple[Channels, Side, Side]
     value_range: tuple[Literal[0], Literal[255]] = (0, 255)
     num_examples: int = Field(ge=1, lt=2**63)
-    owner: str = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")
+    owner: str = Field(pattern=OWNER)
     dataset: Text
     images_shown: Count
     root_seed: Count

@@ -3,6 +3,7 @@
 ::
 
     FOLDER/<module_id>.safetensors      verified when it was added
+    FOLDER/<module_id>.sig              its owner's signature, where it came with one
     FOLDER/quarantine/<sha256>.json     why bytes were refused, and who sent them
     FOLDER/quarantine/<sha256>.refused  the bytes themselves
 """
@@ -20,8 +21,10 @@ from ..errors import RunError, VerificationError
 from .expectation import Expectation
 from .manifest import ModuleManifest
 from .serialization import DEFAULT_LIMITS, ModuleLimits, decode_module, module_id
+from .signatures import SIGNATURE_BYTES, SignaturePolicy
 
 SUFFIX = ".safetensors"
+SIGNATURE_SUFFIX = ".sig"
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,23 @@ class RegisteredModule:
         data = self.path.read_bytes()
         _check_digest(data, self.module_id)
         return data
+
+    @property
+    def signature_path(self) -> Path:
+        """Where its owner's signature lies, where it came with one."""
+        return self.path.with_suffix(SIGNATURE_SUFFIX)
+
+    def signature(self) -> bytes | None:
+        """Return the signature that came with the file, not checked again; None where none did."""
+        try:
+            with self.signature_path.open("rb") as file:
+                return file.read(SIGNATURE_BYTES + 1)
+        except FileNotFoundError:
+            return None
+
+    def files(self) -> list[Path]:
+        """Return the module file, and its signature where it has one."""
+        return [path for path in (self.path, self.signature_path) if path.exists()]
 
 
 @dataclass(frozen=True)
@@ -81,7 +101,7 @@ class ModuleRegistry:
         for path in sorted(self.folder.glob("*" + SUFFIX)):
             self._adopt(path)
 
-    def add(self, data: bytes, expectation: Expectation) -> RegisteredModule:
+    def add(self, data: bytes, expectation: Expectation, signature: bytes | None = None) -> RegisteredModule:
         """Verify a received file and keep it; adding the same bytes again changes nothing.
 
         Parameters
@@ -89,13 +109,16 @@ class ModuleRegistry:
         data : bytes
             The file as it was received.
         expectation : Expectation
-            What it must say of itself.
+            What it must say of itself, and whose signatures are believed.
+        signature : bytes, optional
+            The owner's signature, as it was received; kept beside the file.
 
         Raises
         ------
         VerificationError
-            Naming the broken rule: one of `decode_module`, one of `Expectation.check`, or ``duplicate`` for a file that is
-            registered already and now comes from someone else than its owner. Nothing is kept then; see `quarantine`.
+            Naming the broken rule: one of `decode_module`, of `Expectation.check` or of `SignaturePolicy.check`, or
+            ``duplicate`` for a file that is registered already and now comes from someone else than its owner. Nothing is kept
+            then; see `quarantine`.
         RunError
             If the file cannot be written, for example to a full disk. No part of it stays.
         """
@@ -106,9 +129,27 @@ class ModuleRegistry:
             found = f"module {digest[:12]} of {manifest.owner!r} came again from {expectation.owner!r}"
             raise VerificationError("duplicate", f"{found}; a file has one owner")
         expectation.check(manifest)
+        expectation.signatures.check(manifest.owner, digest, signature)
         if not known:
             _write_whole(self._path(digest), data)
-        return self._remember(digest, manifest, len(data))
+        module = self._remember(digest, manifest, len(data))
+        if signature is not None and signature != module.signature():
+            _write_whole(module.signature_path, signature)
+        return module
+
+    def check_signatures(self, policy: SignaturePolicy) -> None:
+        """Set aside every module whose kept signature breaks ``policy``, as when a key was withdrawn since it was added."""
+        for module in list(self):
+            try:
+                policy.check(module.manifest.owner, module.module_id, module.signature())
+            except VerificationError as error:
+                self.quarantine(module.read(), error, source=module.path.name)
+                self.remove(module.module_id)
+
+    def signatures(self) -> dict[str, bytes]:
+        """Return the kept signatures by module_id, in the modules' order."""
+        kept = ((module.module_id, module.signature()) for module in self)
+        return {module_id: signature for module_id, signature in kept if signature is not None}
 
     def get(self, module_id: str) -> RegisteredModule:
         """Return the module with this id.
@@ -128,14 +169,15 @@ class ModuleRegistry:
         return decode_module(self.get(module_id).read(), self.limits)
 
     def remove(self, module_id: str) -> None:
-        """Withdraw the module with this id and delete its file; the other modules stay as they are.
+        """Withdraw the module with this id and delete its file and signature; the other modules stay as they are.
 
         Raises
         ------
         RunError
             If no such module is registered.
         """
-        self.get(module_id).path.unlink(missing_ok=True)
+        for path in self.get(module_id).files():
+            path.unlink(missing_ok=True)
         del self._verified[module_id]
 
     def labels(self) -> tuple[int, ...]:
@@ -220,6 +262,7 @@ class ModuleRegistry:
     def _set_aside(self, path: Path, data: bytes, error: VerificationError) -> None:
         self.quarantine(data, error, source=path.name)
         path.unlink()
+        path.with_suffix(SIGNATURE_SUFFIX).unlink(missing_ok=True)
 
 
 def _check_digest(data: bytes, expected: str) -> None:
