@@ -6,6 +6,8 @@ because Flower refuses keys that do not stand there; a test holds the two equal.
 """
 
 from .base import Scalar, Spec, unknown_name
+from .exclusion import Exclusion
+from .images import DataSpec, PartitionSpec
 from .modules import (
     SIZES,
     EDMSpec,
@@ -22,37 +24,43 @@ from .modules import (
 from .run import (
     AveragingSpec,
     ClassifierSpec,
-    DataSpec,
     DistillationSpec,
     Method,
-    PartitionSpec,
     RunSpec,
     SynthesisSpec,
     from_run_config,
 )
+from .sites import OWN, ManifestSpec, SitePlace, class_names, site_name, site_places
 
 __all__ = [
+    "OWN",
     "SIZES",
     "AveragingSpec",
     "ClassifierSpec",
     "DataSpec",
     "DistillationSpec",
     "EDMSpec",
+    "Exclusion",
     "FlowSpec",
     "GaussianMixtureSpec",
     "ImageShape",
     "Kind",
     "KindSpec",
+    "ManifestSpec",
     "Method",
     "ModuleSpec",
     "PartitionSpec",
     "RunSpec",
     "Scalar",
+    "SitePlace",
     "Spec",
     "SynthesisSpec",
     "TrainingSpec",
     "UNetSpec",
     "VAESpec",
+    "class_names",
     "from_run_config",
+    "site_name",
+    "site_places",
     "unknown_name",
 ]

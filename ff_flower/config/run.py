@@ -3,58 +3,18 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from ..errors import ConfigError
 from .base import Count, Fraction, NonNegative, Positive, Scalar, Spec, unknown_name
+from .exclusion import Exclusion
+from .images import DataSpec, PartitionSpec
 from .modules import ModuleSpec
+from .sites import OWN, ManifestSpec, class_names, site_places
 
 Method = Literal["federated-factory", "fedavg", "fedprox", "local", "centralized"]
-
-
-class DataSpec(Spec):
-    """Which images, and where they are.
-
-    Attributes
-    ----------
-    name : str
-        A name of the table in ``ff_flower.data.datasets``, ``npz:/path/file.npz`` or ``folder:/path``.
-    root : str
-        Folder of local copies; empty means the environment variable ``FF_DATA``, else ``~/.cache/ff-flower/data``.
-    download : bool
-        Whether a set that is not under ``root`` may be downloaded.
-    size : int
-        Height and width in pixels to which images are resized; 0 keeps their own.
-    val_fraction : float
-        Share of the training images held out for validation where no official validation split exists.
-    test_fraction : float
-        Share held out for testing where no official test split exists; this split does not depend on the seed.
-    """
-
-    name: str = Field(default="digits", min_length=1)
-    root: str = ""
-    download: bool = True
-    size: int = Field(default=0, ge=0, le=1024)
-    val_fraction: Fraction = 0.1
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-
-
-class PartitionSpec(Spec):
-    """How the training images are split over the nodes.
-
-    Attributes
-    ----------
-    kind : str
-        ``pathological`` (the paper's "silos", accepted too): ``classes_per_node`` classes each; ``dirichlet`` with
-        concentration ``alpha``; ``iid``; ``shards`` with ``shards_per_node`` label-sorted shards each.
-    """
-
-    kind: Literal["pathological", "silos", "dirichlet", "iid", "shards"] = "pathological"
-    classes_per_node: Count = 1
-    alpha: Positive = 0.3
-    shards_per_node: Count = 2
 
 
 class SynthesisSpec(Spec):
@@ -164,8 +124,15 @@ class RunSpec(Spec):
     consensus : str
         What nodes answer after fitting their classifiers: ``none``, ``poe`` (weights, for the product of experts), ``logits``
         (on the shared synthetic set, for the student), or ``poe,logits``.
+    exclude : str
+        Owners whose contribution takes no part, separated by commas: ``3`` is a whole owner, ``3/7`` owner 3's class with
+        label 7. The run is as if these had never been there. For ``federated-factory`` only.
+    min_nodes : int
+        Fewest sites with images of their own with which a run begins; 0 means all ``num_clients``.
     min_modules, min_classes : int
         Fewest verified modules and classes with which a run goes on.
+    connect_timeout : float
+        Seconds the server waits for the nodes to connect.
     timeout : float
         Seconds the server waits for the replies of one step.
     threads : int
@@ -184,8 +151,11 @@ class RunSpec(Spec):
     seed: int = Field(default=0, ge=0, lt=2**63)
     num_clients: int = Field(default=10, ge=1, le=100_000)
     consensus: Literal["none", "poe", "logits", "poe,logits"] = "poe,logits"
+    exclude: str = ""
+    min_nodes: int = Field(default=0, ge=0, le=100_000)
     min_modules: Count = 1
     min_classes: Count = 2
+    connect_timeout: Positive = 60.0
     timeout: Positive = 7200.0
     threads: int = Field(default=1, ge=1, le=1024)
     server_threads: int = Field(default=0, ge=0, le=1024)
@@ -195,16 +165,54 @@ class RunSpec(Spec):
     data: DataSpec = DataSpec()
     partition: PartitionSpec = PartitionSpec()
     module: ModuleSpec = ModuleSpec()
+    manifest: ManifestSpec = ManifestSpec()
     synthesis: SynthesisSpec = SynthesisSpec()
     classifier: ClassifierSpec = ClassifierSpec()
     distillation: DistillationSpec = DistillationSpec()
     averaging: AveragingSpec = AveragingSpec()
 
+    @field_validator("exclude")
+    @classmethod
+    def _one_text(cls, text: str) -> str:
+        try:
+            return str(Exclusion.parse(text))
+        except ConfigError as error:
+            raise ValueError("owners like 3, or owners and labels like 3/7, separated by commas") from error
+
+    @property
+    def exclusion(self) -> Exclusion:
+        """What ``exclude`` says."""
+        return Exclusion.parse(self.exclude)
+
+    def excluding(self, more: Exclusion) -> "RunSpec":
+        """Return this spec with ``more`` excluded beside what is already."""
+        return self.model_copy(update={"exclude": str(self.exclusion | more)})
+
+    def fit_digest(self) -> str:
+        """Return the digest of what a fit depends on: a module is the same whoever else takes part."""
+        return self.model_copy(update={"exclude": ""}).digest()
+
     def digest(self) -> str:
         """Return the SHA-256 of everything that can change a result (not where it is written or how long to wait)."""
-        aside = {"out", "timeout", "data.root", "data.download", "module.checkpoint-seconds"}
+        aside = {"out", "timeout", "connect-timeout", "data.root", "data.download", "module.checkpoint-seconds"}
         kept = {key: value for key, value in self.flat().items() if key not in aside}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+    def check_sites(self) -> None:
+        """Refuse settings of sites with images of their own that contradict each other (ConfigError)."""
+        data, places = self.data, site_places(self.data.sites)
+        class_names(data.classes)
+        if not data.own:
+            keys = {"data.sites": data.sites, "data.classes": data.classes, "data.server-test": data.server_test}
+            if given := [key for key, value in keys.items() if value]:
+                raise ConfigError(f"{', '.join(given)}: only where nodes bring their own images; set data.name = {OWN!r}")
+            return
+        if self.method != "federated-factory":
+            raise ConfigError(f"method = {self.method!r}: must be 'federated-factory' where data.name = {OWN!r}; set that")
+        if places and len(places) != self.num_clients:
+            raise ConfigError(f"data.sites names {len(places)} sites: must be num-clients = {self.num_clients}; give both alike")
+        if self.min_nodes > self.num_clients:
+            raise ConfigError(f"min-nodes = {self.min_nodes}: must be at most num-clients = {self.num_clients}; lower it")
 
 
 def from_run_config(run_config: Mapping[str, Scalar]) -> RunSpec:
@@ -238,6 +246,7 @@ def from_run_config(run_config: Mapping[str, Scalar]) -> RunSpec:
         problems += [_sentence(dict(detail)) for detail in error.errors()]
     if problems:
         raise ConfigError("\n".join(problems))
+    spec.check_sites()
     return spec
 
 
