@@ -9,10 +9,11 @@ from flwr.clientapp import ClientApp
 
 from ff_flower.accelerator import prepare
 from ff_flower.errors import FederatedFactoryError
-from ff_flower.messages import answer_reply, fit_reply, read_files, read_request, told
+from ff_flower.messages import answer_reply, fit_reply, read_files, read_request, read_signatures, told
 
 from .local_sgd import local_update
 from .module_factory import answer, fit_local, fit_modules
+from .signing import sign_files, signature_policy, signing_key
 from .site import open_site, partition_of
 
 logger = logging.getLogger("flwr")
@@ -58,7 +59,9 @@ def train(message: Message, context: Context) -> RecordDict:
     device = prepare(request.spec, request.spec.threads)
     if (partition := partition_of(context.node_config)) not in request.partitions:
         return RecordDict(told(partition))
-    return fit_reply(*fit_modules(request.spec, open_site(request.spec, context.node_config), device))
+    key = signing_key(context.node_config)
+    report, files = fit_modules(request.spec, open_site(request.spec, context.node_config), device)
+    return fit_reply(report, files, sign_files(key, files))
 
 
 @app.train("average")
@@ -80,7 +83,9 @@ def evaluate(message: Message, context: Context) -> RecordDict:
     request = read_request(message.content)
     device = prepare(request.spec, request.spec.threads)
     site = open_site(request.spec, context.node_config)
-    account, logits, weights = answer(request.spec, site, read_files(message.content, "modules"), device)
+    files = read_files(message.content, "modules")
+    signatures, policy = read_signatures(message.content, files), signature_policy(request.spec, context.node_config)
+    account, logits, weights = answer(request.spec, site, files, device, signatures, policy)
     return answer_reply(account, len(site.own), logits, weights)
 
 

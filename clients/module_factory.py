@@ -20,8 +20,8 @@ from ff_flower.errors import DataError, ModuleError
 from ff_flower.generative import FitOptions, GaussianMixtureModule, GenerativeModule, build_module
 from ff_flower.generative.base import Progress
 from ff_flower.metrics import classification_metrics
-from ff_flower.registry import Expectation, ModuleManifest, ModuleRegistry, encode_module, module_id
-from ff_flower.reports import Answer, Declined, Fallback, FitReport, Interval
+from ff_flower.registry import Expectation, ModuleManifest, ModuleRegistry, SignaturePolicy, encode_module, module_id
+from ff_flower.reports import NO_IMAGES, Answer, Declined, Fallback, FitReport, Interval
 from ff_flower.run_directory import cache_root, combined_digest
 from ff_flower.seeding import derive_seed
 from ff_flower.synthesis import SampleCache, SyntheticDataset, allocate, synthesize
@@ -44,7 +44,7 @@ def fit_modules(spec: RunSpec, site: Site, device: torch.device) -> tuple[FitRep
     files: dict[str, bytes] = {}
     modules: dict[str, str] = {}
     fallbacks: list[Fallback] = []
-    declined = [] if len(site.own) else [Declined(-1, "the node holds no images")]
+    declined = [] if len(site.own) else [NO_IMAGES]
     counts = torch.bincount(site.own.labels, minlength=site.splits.num_classes).tolist()
     label_counts = {str(label): count for label, count in enumerate(counts) if count}
     for label, count in ((int(label), count) for label, count in label_counts.items()):
@@ -95,7 +95,7 @@ def fit_module(spec: RunSpec, site: Site, label: int, device: torch.device) -> b
         progress=_progress(site, info.classes[label]),
         holdout=spec.module.holdout,
         max_seconds=spec.module.max_seconds,
-        checkpoint=_checkpoint(spec, module, images, seed) if spec.module.checkpoint_seconds else None,
+        checkpoint=_checkpoint(spec, module, images, site.partition, label) if spec.module.checkpoint_seconds else None,
         checkpoint_seconds=spec.module.checkpoint_seconds,
     )
     module.fit(images, seed, options)
@@ -140,16 +140,22 @@ def _progress(site: Site, name: str) -> Progress:
     return progress
 
 
-def _checkpoint(spec: RunSpec, module: GenerativeModule[Any], images: Tensor, seed: int) -> Path:
-    """Return where an unfinished fit is kept, named by all that it depends on."""
+def _checkpoint(spec: RunSpec, module: GenerativeModule[Any], images: Tensor, partition: int, label: int) -> Path:
+    """Return where an unfinished fit is kept, named by owner and label, by which it can be forgotten, and all it depends on."""
+    seed = derive_seed(spec.seed, "module", partition, label)
     settings = [module.kind, module.spec.flat(), spec.module.holdout, spec.module.max_seconds, seed, module.device.type]
     content = hashlib.sha256(images.numpy().tobytes()).hexdigest()
     key = combined_digest(json.dumps([*settings, list(images.shape)], sort_keys=True), content, source_digest())
-    return cache_root(spec) / "fits" / f"{key}.safetensors"
+    return cache_root(spec) / "fits" / f"{partition}+{label}+{key}.safetensors"
 
 
 def answer(
-    spec: RunSpec, site: Site, files: Mapping[str, bytes], device: torch.device
+    spec: RunSpec,
+    site: Site,
+    files: Mapping[str, bytes],
+    device: torch.device,
+    signatures: Mapping[str, bytes],
+    policy: SignaturePolicy,
 ) -> tuple[Answer, Tensor | None, dict[str, Tensor] | None]:
     """Synthesize from the broadcast modules, fit the node's classifier, and score it.
 
@@ -163,6 +169,10 @@ def answer(
         The broadcast module files, verified here once more before use.
     device : torch.device
         Where to work.
+    signatures : mapping from str to bytes
+        Their owners' signatures by module_id, as far as they came with any.
+    policy : SignaturePolicy
+        Whose signatures the node believes.
 
     Returns
     -------
@@ -170,7 +180,8 @@ def answer(
         The account; logits (n, K) on the synthetic set and the classifier's weights, as far as ``spec.consensus`` asks for them.
     """
     began = time.time()
-    synthetic = _synthesize(spec, site, files, device)
+    expectation = Expectation.of_run(spec, site.splits.info, policy)
+    synthetic = _synthesize(spec, site, files, device, signatures, expectation)
     synthesized = time.time()
     data, chances = real_and_synthetic(site.own, synthetic.data, spec.synthesis.own_class)
     network = fit_classifier(
@@ -221,12 +232,18 @@ def score(
     )
 
 
-def _synthesize(spec: RunSpec, site: Site, files: Mapping[str, bytes], device: torch.device) -> SyntheticDataset:
-    expectation = Expectation.of_run(spec, site.splits.info)
+def _synthesize(
+    spec: RunSpec,
+    site: Site,
+    files: Mapping[str, bytes],
+    device: torch.device,
+    signatures: Mapping[str, bytes],
+    expectation: Expectation,
+) -> SyntheticDataset:
     with tempfile.TemporaryDirectory(prefix="ff-modules-") as folder:
         registry = ModuleRegistry(Path(folder))
         for data in files.values():
-            registry.add(data, expectation)
+            registry.add(data, expectation, signatures.get(module_id(data)))
         shares = allocate(list(registry), spec.synthesis.samples_per_class)
         first = site.partition * len(shares) // spec.num_clients
         return synthesize(registry, shares, spec.seed, SampleCache(cache_root(spec) / "samples"), device, first)

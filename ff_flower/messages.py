@@ -5,10 +5,12 @@ record                  kind           content
 ======================  =============  ======================================================================
 ``spec``                ConfigRecord   the run's flat spec, server to node
 ``request``             ConfigRecord   ``source-digest``, ``partitions`` still wanted, ``server-round``
+``federation``          ConfigRecord   ``json``: the `Federation` of sites with images of their own, server to node
 ``modules``             ArrayRecord    module files by module_id, one uint8 Array each, both ways
 ``signatures``          ConfigRecord   owners' signatures by module_id, 64 bytes each, both ways; absent where there are none
 ``arrays``              ArrayRecord    classifier weights of the averaging methods, Flower's own name
-``report``              ConfigRecord   ``json``: a `FitReport` or an `Answer`, node to server
+``report``              ConfigRecord   ``json``: a `FitReport`, an `Answer`, an `Introduction` or a `Tally`, node to server
+``classifiers``         ArrayRecord    safetensors files of classifiers that sites score, server to node
 ``logits``              ArrayRecord    one safetensors file with float16 logits on the synthetic set
 ``weights``             ArrayRecord    one safetensors file with a classifier's weights
 ``metrics``             MetricRecord   ``num-examples``, ``partition-id``
@@ -29,6 +31,7 @@ from torch import Tensor
 from .config import RunSpec, from_run_config
 from .environment import source_digest
 from .errors import RunError, VerificationError
+from .federation import Federation, Introduction, Tally
 from .reports import Answer, FitReport
 from .run_directory import weights_file
 
@@ -48,18 +51,26 @@ class Request:
         Partitions of which something is still missing; a node of another one answers at once.
     server_round : int
         Flower's round.
+    federation : Federation or None
+        Label table and partitions, where nodes bring their own images and have introduced themselves.
     """
 
     spec: RunSpec
     partitions: frozenset[int]
     server_round: int
+    federation: Federation | None = None
 
 
-def request_records(spec: RunSpec, partitions: Iterable[int], server_round: int = 1) -> RecordDict:
+def request_records(
+    spec: RunSpec, partitions: Iterable[int], server_round: int = 1, federation: Federation | None = None
+) -> RecordDict:
     """Return the records that ask nodes to work on ``spec``."""
     wanted = ",".join(str(partition) for partition in sorted(partitions))
     request = ConfigRecord({"source-digest": source_digest(), "partitions": wanted, "server-round": server_round})
-    return RecordDict({"spec": ConfigRecord({**spec.flat()}), "request": request})
+    content = RecordDict({"spec": ConfigRecord({**spec.for_nodes().flat()}), "request": request})
+    if federation is not None:
+        content["federation"] = ConfigRecord({"json": federation.to_json()})
+    return content
 
 
 def read_request(content: RecordDict) -> Request:
@@ -83,7 +94,9 @@ def read_request(content: RecordDict) -> Request:
         )
     spec = from_run_config(dict(content.config_records["spec"]))  # type: ignore[arg-type]
     partitions = frozenset(int(part) for part in str(request["partitions"]).split(",") if part)
-    return Request(spec, partitions, int(str(request["server-round"])))
+    table = content.config_records.get("federation", ConfigRecord()).get("json")
+    federation = None if table is None else Federation.from_json(str(table))
+    return Request(spec, partitions, int(str(request["server-round"])), federation)
 
 
 def file_record(files: Mapping[str, bytes]) -> ArrayRecord:
@@ -145,9 +158,10 @@ def told(partition: int, num_examples: int = 0, report: str = "") -> dict[str, A
     return {"metrics": metrics, "report": ConfigRecord({"json": report})}
 
 
-def fit_reply(report: FitReport, files: Mapping[str, bytes]) -> RecordDict:
-    """Return a node's module files with its report."""
-    return RecordDict({"modules": file_record(files), **told(report.partition, report.num_examples, report.to_json())})
+def fit_reply(report: FitReport, files: Mapping[str, bytes], signatures: Mapping[str, bytes] | None = None) -> RecordDict:
+    """Return a node's module files with its report, and its signatures by module_id where it signs."""
+    signed = signature_record(signatures or {})
+    return RecordDict({"modules": file_record(files), **signed, **told(report.partition, report.num_examples, report.to_json())})
 
 
 def read_fit_reply(content: RecordDict) -> tuple[FitReport, dict[str, bytes]]:
@@ -168,6 +182,26 @@ def answer_reply(answer: Answer, num_examples: int, logits: Tensor | None, weigh
 def read_answer(content: RecordDict) -> tuple[Answer, dict[str, bytes]]:
     """Return an answer and its files, ``logits`` and ``weights``, as far as it brings them; see `read_tensors`."""
     return Answer.from_json(_report(content)), read_files(content, "logits") | read_files(content, "weights")
+
+
+def introduction_reply(introduction: Introduction) -> RecordDict:
+    """Return what a site tells of itself."""
+    return RecordDict({"report": ConfigRecord({"json": introduction.to_json()})})
+
+
+def read_introduction(content: RecordDict) -> Introduction:
+    """Return what a site told of itself; `VerificationError` where that is not an introduction."""
+    return Introduction.from_json(_report(content))
+
+
+def tally_reply(tally: Tally) -> RecordDict:
+    """Return a site's counts."""
+    return RecordDict(told(tally.partition, report=tally.to_json()))
+
+
+def read_tally(content: RecordDict) -> Tally:
+    """Return a site's counts; `VerificationError` where there are none."""
+    return Tally.from_json(_report(content))
 
 
 def read_tensors(data: bytes) -> dict[str, Tensor]:

@@ -3,18 +3,17 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from flwr.app import RecordDict
 
 from ff_flower.config import RunSpec
 from ff_flower.data import DatasetInfo
 from ff_flower.errors import ConfigError, ModuleError, RunError, VerificationError
-from ff_flower.messages import read_fit_reply
+from ff_flower.messages import read_fit_reply, read_signatures
 from ff_flower.metrics import Ledger
-from ff_flower.registry import Expectation, ModuleRegistry, RegisteredModule
+from ff_flower.registry import Expectation, ModuleRegistry, RegisteredModule, SignaturePolicy
 from ff_flower.reports import FitReport
-from ff_flower.run_directory import RunDirectory, combined_digest
+from ff_flower.run_directory import RunDirectory, modules_inputs
 from ff_flower.synthesis import load_module
 
 from .nodes import Failure
@@ -48,19 +47,21 @@ class Collection:
     Raises
     ------
     ConfigError
-        When the settings of the run's kind of module cannot take the images.
+        When the settings of the run's kind of module cannot take the images, or the owners' public keys cannot be read.
     """
 
     def __init__(self, spec: RunSpec, info: DatasetInfo, directory: RunDirectory, ledger: Ledger) -> None:
         self.spec, self.info, self.directory, self.ledger = spec, info, directory, ledger
-        self.expectation = Expectation.of_run(spec, info)
+        policy = SignaturePolicy.read(spec.trust.public_keys, spec.trust.require_signature)
+        self.expectation = Expectation.of_run(spec, info, policy)
         self.registry = ModuleRegistry(directory.path / "modules")
+        self.registry.check_signatures(policy)
         self.reports: dict[int, FitReport] = {}
         self.refused: list[dict[str, object]] = []
 
     def resume(self) -> set[int]:
         """Take over what stands verified in the run directory; return the partitions whose modules are still wanted."""
-        partitions = range(self.spec.num_clients)
+        partitions = self.spec.participants
         self.reports = {p: report for p in partitions if (report := self._kept_report(p)) is not None}
         return set(partitions) - set(self.reports)
 
@@ -68,17 +69,24 @@ class Collection:
         """Register one node's files; the failures are empty, or say why the node's whole reply is refused."""
         try:
             report, files = read_fit_reply(content)
+            signatures = read_signatures(content, files)
             if report.partition != partition or set(report.modules.values()) != set(files):
                 raise VerificationError("report", "it does not name the partition and the files it came with")
+            if excluded := [label for label in report.modules if self.spec.exclusion.covers(str(partition), int(label))]:
+                raise VerificationError("excluded", f"modules of labels {', '.join(excluded)}, which take no part; nothing is kept")
         except VerificationError as error:
             return [Failure(partition, str(error))]
-        kept = [path for data in files.values() if (path := self._register(data, report)) is not None]
+        modules = [self._register(data, report, signatures.get(name)) for name, data in files.items()]
+        kept = [module for module in modules if module is not None]
         self.ledger.add("up", "modules", sum(len(data) for data in files.values()), partition)
+        if signatures:
+            self.ledger.add("up", "signatures", sum(len(one) for one in signatures.values()), partition)
         self.reports[partition] = report
         path = self.directory.write(f"nodes/{partition}/fit.json", report.to_json().encode())
         if len(kept) == len(files):
             seconds = report.work.ended - report.work.began
-            self.directory.finish(f"fit-{partition}", self.spec.digest(), [path, *kept], seconds)
+            outputs = [path, *(file for module in kept for file in module.files())]
+            self.directory.finish(f"fit-{partition}", self.spec.fit_digest(), outputs, seconds)
         return []
 
     def withdraw_unreported(self) -> None:
@@ -115,7 +123,7 @@ class Collection:
 
     def digest(self) -> str:
         """Return one digest of the spec and all registered modules: what every later stage depends on."""
-        return combined_digest(self.spec.digest(), *(module.module_id for module in self.registry))
+        return modules_inputs(self.spec, [module.module_id for module in self.registry])
 
     def declined(self) -> list[dict[str, object]]:
         """Return the classes that nodes fitted no module for, with their reasons."""
@@ -126,14 +134,14 @@ class Collection:
         return [{"partition": p, **asdict(f)} for p, report in sorted(self.reports.items()) for f in report.fallbacks]
 
     def _kept_report(self, partition: int) -> FitReport | None:
-        if not self.directory.is_done(f"fit-{partition}", self.spec.digest()):
+        if not self.directory.is_done(f"fit-{partition}", self.spec.fit_digest()):
             return None
         return FitReport.from_json((self.directory.path / f"nodes/{partition}/fit.json").read_text())
 
-    def _register(self, data: bytes, report: FitReport) -> Path | None:
+    def _register(self, data: bytes, report: FitReport, signature: bytes | None) -> RegisteredModule | None:
         partition = report.partition
         try:
-            module = self.registry.add(data, replace(self.expectation, owner=str(partition)))
+            module = self.registry.add(data, replace(self.expectation, owner=str(partition)), signature)
             try:
                 self._check_claims(module, report)
             except VerificationError:
@@ -144,7 +152,7 @@ class Collection:
             self.refused.append({"partition": partition, "rule": error.rule, "detail": error.detail})
             logger.warning("fit: a module of node %d is quarantined: %s", partition, error)
             return None
-        return module.path
+        return module
 
     def _check_claims(self, module: RegisteredModule, report: FitReport) -> None:
         """Refuse a module that is not the one its owner reported for its label, or whose tensors do not make a network."""

@@ -10,7 +10,7 @@ from flwr.serverapp.strategy import Strategy
 from ff_flower.config import RunSpec
 from ff_flower.data import DatasetInfo
 from ff_flower.errors import VerificationError
-from ff_flower.messages import count_bytes, file_record, read_answer, read_tensors, request_records
+from ff_flower.messages import count_bytes, file_record, read_answer, read_tensors, request_records, signature_record
 from ff_flower.metrics import Ledger
 from ff_flower.reports import Answer
 from ff_flower.run_directory import RunDirectory, combined_digest
@@ -50,6 +50,7 @@ class FederatedFactory(Strategy):
         self.collection = Collection(spec, info, directory, ledger)
         self.answers: dict[int, Answer] = {}
         self.missing: list[Failure] = []
+        self._excluded = set(range(spec.num_clients)) - set(spec.participants)
         self._node_ids: dict[int, int] = {}
         self._failures: list[Failure] = []
         self._asked: list[int] = []
@@ -67,7 +68,7 @@ class FederatedFactory(Strategy):
             logger.info("fit: all modules and answers are registered and verified, nothing to ask")
             self._asked = []
             return []
-        self._asked = wait_for_nodes(grid, self.spec.num_clients)
+        self._asked = wait_for_nodes(grid, self.spec.num_clients, spare=len(self._excluded))
         logger.info("fit: %d of %d nodes have modules to fit", len(wanted), self.spec.num_clients)
         content = request_records(self.spec, wanted, server_round)
         return [Message(content, dst_node_id=node, message_type=MessageType.TRAIN) for node in self._asked]
@@ -86,10 +87,10 @@ class FederatedFactory(Strategy):
             p: m.metadata.src_node_id for m in replies if m.has_content() for p, c in contents.items() if c is m.content
         }
         for partition, content in contents.items():
-            if partition not in self.collection.reports:
+            if partition not in self.collection.reports and partition not in self._excluded:
                 failures += self.collection.receive(partition, content)
         self._failures = failures
-        self.missing = missing_nodes(failures, self.collection.reports, self.spec.num_clients)
+        self.missing = missing_nodes(failures, {*self.collection.reports, *self._excluded}, self.spec.num_clients)
         for failure in self.missing:
             logger.warning("fit: node %d is missing: %s", failure.partition, failure.reason)
         if fallbacks := self.collection.fallbacks():
@@ -107,11 +108,14 @@ class FederatedFactory(Strategy):
             return []
         content = request_records(self.spec, wanted, server_round)
         content["modules"] = file_record({module.module_id: module.read() for module in self.collection.registry})
+        content.update(signature_record(signatures := self.collection.registry.signatures()))
         receivers = {partition: self._node_ids[partition] for partition in wanted if partition in self._node_ids}
         self._asked = list(receivers.values())
         num_bytes = count_bytes(content, "modules")
         for partition in receivers:
             self.ledger.add("down", "modules", num_bytes, partition, server_round)
+            if signatures:
+                self.ledger.add("down", "signatures", sum(len(one) for one in signatures.values()), partition, server_round)
         logger.info(
             "broadcast: %d modules, %.2f MB to each of %d nodes", len(self.collection.registry), num_bytes / 1e6, len(receivers)
         )
@@ -128,7 +132,7 @@ class FederatedFactory(Strategy):
                 failures.append(Failure(partition, str(error)))
         self.answers = dict(sorted(self.answers.items()))
         if self.spec.synthesis.site == "client":
-            known = {*self.answers, *(failure.partition for failure in self.missing)}
+            known = {*self.answers, *self._excluded, *(failure.partition for failure in self.missing)}
             silent = missing_nodes([*self._failures, *failures], known, self.spec.num_clients)
             self.missing = sorted(self.missing + silent, key=lambda failure: failure.partition)
             for failure in silent:
@@ -148,11 +152,11 @@ class FederatedFactory(Strategy):
         """Return the partitions whose answers are wanted and not in the run directory, and read those that are."""
         if self.spec.synthesis.site == "server":
             return []
-        for partition in range(self.spec.num_clients):
+        for partition in self.spec.participants:
             if self.directory.is_done(f"answer-{partition}", self.answer_inputs(partition)):
                 text = (self.directory.path / f"nodes/{partition}/answer.json").read_text()
                 self.answers[partition] = Answer.from_json(text)
-        return [partition for partition in range(self.spec.num_clients) if partition not in self.answers]
+        return [partition for partition in self.spec.participants if partition not in self.answers]
 
     def _keep_answer(self, partition: int, content: RecordDict) -> None:
         answer, files = read_answer(content)

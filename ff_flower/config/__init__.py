@@ -31,6 +31,7 @@ from .run import (
     from_run_config,
 )
 from .sites import OWN, ManifestSpec, SitePlace, class_names, site_name, site_places
+from .trust import TrustSpec
 
 __all__ = [
     "OWN",
@@ -56,6 +57,7 @@ __all__ = [
     "Spec",
     "SynthesisSpec",
     "TrainingSpec",
+    "TrustSpec",
     "UNetSpec",
     "VAESpec",
     "class_names",

@@ -13,6 +13,7 @@ from .exclusion import Exclusion
 from .images import DataSpec, PartitionSpec
 from .modules import ModuleSpec
 from .sites import OWN, ManifestSpec, class_names, site_places
+from .trust import TrustSpec
 
 Method = Literal["federated-factory", "fedavg", "fedprox", "local", "centralized"]
 
@@ -166,6 +167,7 @@ class RunSpec(Spec):
     partition: PartitionSpec = PartitionSpec()
     module: ModuleSpec = ModuleSpec()
     manifest: ManifestSpec = ManifestSpec()
+    trust: TrustSpec = TrustSpec()
     synthesis: SynthesisSpec = SynthesisSpec()
     classifier: ClassifierSpec = ClassifierSpec()
     distillation: DistillationSpec = DistillationSpec()
@@ -184,6 +186,11 @@ class RunSpec(Spec):
         """What ``exclude`` says."""
         return Exclusion.parse(self.exclude)
 
+    @property
+    def participants(self) -> list[int]:
+        """Partitions of the owners who take part, ascending."""
+        return [partition for partition in range(self.num_clients) if str(partition) not in self.exclusion.owners]
+
     def excluding(self, more: Exclusion) -> "RunSpec":
         """Return this spec with ``more`` excluded beside what is already."""
         return self.model_copy(update={"exclude": str(self.exclusion | more)})
@@ -194,9 +201,16 @@ class RunSpec(Spec):
 
     def digest(self) -> str:
         """Return the SHA-256 of everything that can change a result (not where it is written or how long to wait)."""
-        aside = {"out", "timeout", "connect-timeout", "data.root", "data.download", "module.checkpoint-seconds"}
+        aside = {"out", "timeout", "connect-timeout", "data.root", "data.download", "trust.public-keys"}
+        aside |= {"module.checkpoint-seconds"}
         kept = {key: value for key, value in self.flat().items() if key not in aside}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+    def for_nodes(self) -> "RunSpec":
+        """Return what nodes are sent: those of a deployment know their own folders, and nothing of the server's."""
+        if not self.data.own or self.data.sites:
+            return self
+        return self.model_copy(update={"out": "", "data": self.data.model_copy(update={"root": "", "server_test": ""})})
 
     def check_sites(self) -> None:
         """Refuse settings of sites with images of their own that contradict each other (ConfigError)."""

@@ -18,7 +18,7 @@ class Transfer:
     direction : str
         ``up`` from node to server, ``down`` from server to node.
     what : str
-        ``modules``, ``weights`` or ``logits``.
+        ``modules``, ``signatures``, ``weights`` or ``logits``.
     num_bytes : int
         Size of the payload's arrays, without Flower's framing.
     partition : int
