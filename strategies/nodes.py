@@ -36,9 +36,9 @@ class Failure:
 
 
 def wait_for_nodes(
-    grid: Grid, expected: int, seconds: float = REGISTRATION_SECONDS, standstill: float = STANDSTILL_SECONDS
+    grid: Grid, expected: int, seconds: float = REGISTRATION_SECONDS, standstill: float = STANDSTILL_SECONDS, spare: int = 0
 ) -> list[int]:
-    """Return the ids of exactly ``expected`` nodes, in ascending order.
+    """Return the ids of exactly ``expected`` nodes, in ascending order; ``spare`` of them may be absent after the wait.
 
     Parameters
     ----------
@@ -50,6 +50,8 @@ def wait_for_nodes(
         Longest wait for all of them.
     standstill : float
         Longest wait for the next one after the first: a simulation has then registered all that it ever will.
+    spare : int
+        Nodes that need not be there, since their owners are excluded.
 
     Raises
     ------
@@ -62,7 +64,7 @@ def wait_for_nodes(
         time.sleep(0.1)
         before, ids = len(ids), list(grid.get_node_ids())
         changed = changed if len(ids) == before else time.monotonic()
-    if len(ids) != expected:
+    if not expected - spare <= len(ids) <= expected:
         raise RunError(
             f"{len(ids)} SuperNodes are connected, num-clients is {expected}: the two must be equal; in a simulation add "
             f'--federation-config "num-supernodes={expected} client-resources-num-cpus=1"'

@@ -26,10 +26,11 @@ STATIONS = [  # upstream first; a station imports only what stands above it, sta
     {"generative"},
     {"registry"},
     {"synthesis"},
+    {"vetting"},
     {"classifiers"},
     {"metrics"},
     {"audit", "unlearning"},
-    {"reports", "run_directory", "figures"},
+    {"reports", "run_directory", "figures", "federation"},
     {"messages"},
 ]
 RANK = {name: rank for rank, names in enumerate(STATIONS) for name in names}

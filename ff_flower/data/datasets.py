@@ -20,7 +20,7 @@ from .image_files import ISIC_SIZE, read_folder, read_isic
 from .image_sets import ImageSet, Source, held_out
 from .loaders import read_digits, read_medmnist, read_npz, read_torchvision
 
-SourceKind = Literal["scikit-learn", "medmnist", "torchvision", "isic", "npz", "folder"]
+SourceKind = Literal["scikit-learn", "medmnist", "torchvision", "isic", "npz", "folder", "sites"]
 
 _TEST_SEED = 0
 
@@ -175,13 +175,21 @@ def load_splits(spec: DataSpec, seed: int) -> Splits:
     kind, colon, location = spec.name.partition(":")
     if spec.name not in DATASETS and not (colon and kind in ("npz", "folder") and location):
         raise ConfigError(unknown_name("data set", spec.name, [*DATASETS, "npz:/path/file.npz", "folder:/path"]))
-    root = _data_root(spec)
-    source = _read(spec.name, root, spec.size, spec.download)
-    info = _described(spec.name, source)
+    return split_source(spec.name, _read(spec.name, _data_root(spec), spec.size, spec.download), spec, seed)
+
+
+def read_source(location: str, spec: DataSpec) -> Source:
+    """Read ``folder:/path`` or ``npz:/path/file.npz``, an absolute path, resized to ``spec.size`` unless it is 0."""
+    return _read(location, Path("/"), spec.size, False)
+
+
+def split_source(name: str, source: Source, spec: DataSpec, seed: int) -> Splits:
+    """Hold out what has no official split, as in `load_splits`; ``name`` is the set's."""
+    info = _described(name, source)
     for part in (source.train, source.val, source.test):
         if len(part) and int(part.labels.max()) >= len(info.classes):
             found, allowed = int(part.labels.max()), len(info.classes)
-            raise DataError(f"{spec.name}: label {found}; its {allowed} classes count from 0; relabel these images")
+            raise DataError(f"{name}: label {found}; its {allowed} classes count from 0; relabel these images")
     train, test, groups = source.train, source.test, source.groups
     if len(test) == 0:
         train, test, groups = _divided(train, groups, spec.test_fraction, numpy_generator(_TEST_SEED, "data", "test"))
@@ -189,7 +197,7 @@ def load_splits(spec: DataSpec, seed: int) -> Splits:
     if len(val) == 0:
         train, val, _ = _divided(train, groups, spec.val_fraction, numpy_generator(seed, "data", "val"))
     if len(test) == 0:
-        raise DataError(f"{spec.name}: no class has two images; one of each class is held out for testing; add images")
+        raise DataError(f"{name}: no class has two images; one of each class is held out for testing; add images")
     return Splits(info, train, val, test)
 
 

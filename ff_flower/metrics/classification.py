@@ -65,14 +65,19 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> ClassificationMetr
 
 
 def mean_metrics(several: list[ClassificationMetrics]) -> dict[str, Any]:
-    """Return the means over classifiers, and the standard deviation of their accuracies."""
+    """Return the means over classifiers, and the standard deviation of their accuracies; recalls over those that know them."""
     return {
         "accuracy": float(np.mean([m.accuracy for m in several])),
         "accuracy_std": float(np.std([m.accuracy for m in several])),
         "auroc": _without_nan(float(np.mean([m.auroc for m in several]))),
         "macro_f1": float(np.mean([m.macro_f1 for m in several])),
-        "per_class_recall": [_without_nan(float(r)) for r in np.mean([m.per_class_recall for m in several], axis=0)],
+        "per_class_recall": [_mean_of_known(recalls) for recalls in zip(*(m.per_class_recall for m in several), strict=True)],
     }
+
+
+def _mean_of_known(values: tuple[float, ...]) -> float | None:
+    known = [value for value in values if value == value]
+    return float(np.mean(known)) if known else None
 
 
 def _without_nan(value: Any) -> Any:

@@ -1,0 +1,120 @@
+"""Before a round with sites that bring their own images: who they are, and the label table of them all."""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from ff_flower.config import RunSpec, class_names
+from ff_flower.errors import RunError, VerificationError
+from ff_flower.federation import Federation, Introduction, enrol
+from ff_flower.messages import read_introduction, request_records
+from ff_flower.run_directory import RunDirectory
+
+from .nodes import STANDSTILL_SECONDS, Failure, last_line, wait_for_nodes
+
+logger = logging.getLogger("flwr")
+
+KEPT = "sites.json"
+
+
+@dataclass(frozen=True)
+class Roll:
+    """The sites of a run, as they introduced themselves.
+
+    Attributes
+    ----------
+    federation : Federation
+        Label table and partitions.
+    nodes : mapping from int to int
+        Flower's node id by partition, of the sites that are connected and take part.
+    introductions : mapping from str to Introduction
+        What sites said of themselves, by name, in this session or an earlier one.
+    refused : tuple of Failure
+        Nodes that do not take part, with reasons.
+    notes : tuple of str
+        What a person should look at.
+    """
+
+    federation: Federation
+    nodes: Mapping[int, int]
+    introductions: Mapping[str, Introduction]
+    refused: tuple[Failure, ...]
+    notes: tuple[str, ...]
+
+    def counts(self, num_clients: int) -> np.ndarray:
+        """Return int64 (num_clients, K): training images per site and class, as the sites rounded them."""
+        counts = np.zeros((num_clients, len(self.federation.classes)), dtype=np.int64)
+        for partition, name in enumerate(self.federation.sites):
+            for label, images in self.introductions[name].counts.items() if name in self.introductions else ():
+                counts[partition, self.federation.classes.index(label)] = images
+        return counts
+
+
+def call_roll(grid: Grid, spec: RunSpec, directory: RunDirectory) -> Roll:
+    """Ask every connected node who it is, and give the sites their partitions, kept in the run directory.
+
+    Raises
+    ------
+    RunError
+        With fewer sites than ``min_nodes`` (0: than ``num_clients``), naming why the others do not take part.
+    """
+    least = spec.min_nodes or spec.num_clients
+    standstill = STANDSTILL_SECONDS if spec.data.sites else spec.connect_timeout
+    nodes = wait_for_nodes(grid, spec.num_clients, spec.connect_timeout, standstill, spare=spec.num_clients - least)
+    content = request_records(spec, ())
+    messages = [Message(content, dst_node_id=node, message_type="query.introduce") for node in nodes]
+    told, failures = _read_replies(list(grid.send_and_receive(messages, timeout=spec.timeout)), nodes)
+    known, earlier = _kept(directory)
+    enrolment = enrol(list(told.values()), spec.num_clients, class_names(spec.data.classes), known)
+    federation, refused = enrolment.federation, dict(enrolment.refused)
+    failures += [Failure(-1, f"site {name!r} is refused: {reason}") for name, reason in enrolment.refused]
+    present = {federation.partition(one.name): node for node, one in told.items() if one.name not in refused}
+    introductions = earlier | {one.name: one for one in told.values() if one.name not in refused}
+    for failure in failures:
+        logger.warning("introductions: %s", failure.reason)
+    if len(present) < least:
+        reasons = "; ".join(sorted({failure.reason for failure in failures})) or "no more are connected"
+        remedy = "" if spec.min_nodes else " (all; min-nodes allows fewer)"
+        raise RunError(f"{len(present)} of {spec.num_clients} sites take part, {least} must{remedy}: {reasons}")
+    kept = {"federation": federation.model_dump(), "introductions": [one.model_dump() for one in introductions.values()]}
+    directory.write_json(KEPT, kept)
+    for partition in sorted(present):
+        one = introductions[federation.sites[partition]]
+        held = ", ".join(f"{name} ({count})" for name, count in sorted(one.counts.items()))
+        logger.info("introductions: node %d is site %s: %s", partition, one.name, held)
+    for note in enrolment.notes:
+        logger.warning("introductions: %s", note)
+    return Roll(federation, dict(sorted(present.items())), introductions, tuple(failures), enrolment.notes)
+
+
+def _read_replies(replies: list[Message], nodes: list[int]) -> tuple[dict[int, Introduction], list[Failure]]:
+    """Return what nodes told, by node id, and why others did not."""
+    told: dict[int, Introduction] = {}
+    failures = []
+    for message in replies:
+        if message.has_error():
+            failures.append(Failure(-1, f"a node cannot take part: {last_line(message.error.reason or '')}"))
+            continue
+        try:
+            told[message.metadata.src_node_id] = read_introduction(message.content)
+        except VerificationError as error:
+            failures.append(Failure(-1, f"an introduction is refused: {error}"))
+    silent = set(nodes) - {message.metadata.src_node_id for message in replies}
+    return told, sorted(failures + [Failure(-1, "a node did not introduce itself in time")] * len(silent), key=str)
+
+
+def _kept(directory: RunDirectory) -> tuple[Federation | None, dict[str, Introduction]]:
+    """Return table and introductions of an earlier session of the run."""
+    if not (directory.path / KEPT).exists():
+        return None, {}
+    try:
+        values = directory.read_json(KEPT)
+        introductions = [Introduction.from_json(json.dumps(one)) for one in values["introductions"]]
+        return Federation.from_json(json.dumps(values["federation"])), {one.name: one for one in introductions}
+    except (ValueError, LookupError, TypeError, VerificationError) as error:
+        raise RunError(f"{directory.path / KEPT}: not as it was written ({error}); remove the run directory") from error
