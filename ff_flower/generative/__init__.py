@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import ImageShape, ModuleSpec, Scalar, from_run_config, unknown_name
+from ..config import ImageShape, KindSpec, ModuleSpec, Scalar, from_run_config, unknown_name
 from ..errors import ModuleError
 from .base import BLOCK, FitOptions, GenerativeModule
 from .edm import EDMModule
@@ -26,6 +26,23 @@ def build_module(
     return KINDS[kind or spec.kind](spec.of_kind(kind), image_shape, device)
 
 
+def read_settings(kind: str, settings: Mapping[str, Scalar]) -> KindSpec:
+    """Return the spec that a manifest's kind and flat settings describe.
+
+    Raises
+    ------
+    ModuleError
+        For an unknown kind.
+    ConfigError
+        For settings that the kind does not have.
+    """
+    if kind not in KINDS:
+        raise ModuleError(unknown_name("module kind", kind, list(KINDS)))
+    table = f"module.{kind.replace('_', '-')}"
+    flat = {"module.kind": kind} | {f"{table}.{key}": value for key, value in settings.items()}
+    return from_run_config(flat).module.of_kind()
+
+
 def restore_module(
     kind: str,
     settings: Mapping[str, Scalar],
@@ -42,11 +59,7 @@ def restore_module(
     ConfigError
         For settings that the kind does not have.
     """
-    if kind not in KINDS:
-        raise ModuleError(unknown_name("module kind", kind, list(KINDS)))
-    table = f"module.{kind.replace('_', '-')}"
-    spec = from_run_config({"module.kind": kind} | {f"{table}.{key}": value for key, value in settings.items()}).module.of_kind()
-    return KINDS[kind].restore(spec, image_shape, state, device)
+    return KINDS[kind].restore(read_settings(kind, settings), image_shape, state, device)
 
 
 __all__ = [
@@ -59,5 +72,6 @@ __all__ = [
     "GenerativeModule",
     "VAEModule",
     "build_module",
+    "read_settings",
     "restore_module",
 ]

@@ -19,6 +19,7 @@ from ..errors import ModuleError, NotFittedError
 
 SpecT = TypeVar("SpecT", bound=KindSpec)
 Progress = Callable[[int, float, float], None]
+Check = Callable[[Tensor], None]
 
 BLOCK = 64
 
@@ -101,7 +102,7 @@ class GenerativeModule(ABC, Generic[SpecT]):
         return self
 
     @torch.inference_mode()
-    def sample(self, n: int, generator: torch.Generator, start: int = 0) -> Tensor:
+    def sample(self, n: int, generator: torch.Generator, start: int = 0, check: Check | None = None) -> Tensor:
         """Return samples ``start`` to ``start + n - 1`` of the stream that ``generator`` begins.
 
         Parameters
@@ -112,6 +113,8 @@ class GenerativeModule(ABC, Generic[SpecT]):
             A fresh CPU generator; the whole stream follows from its seed.
         start : int
             Index of the first sample.
+        check : callable, optional
+            Is shown every batch before it is clamped and quantized: (b, C, H, W) floats, about [-1, 1]; may refuse by raising.
 
         Returns
         -------
@@ -127,7 +130,12 @@ class GenerativeModule(ABC, Generic[SpecT]):
         first, stop = start // BLOCK, -(-(start + n) // BLOCK)
         for _ in range(first):
             self._noise(generator)
-        parts = [to_uint8(self._generate(noise.to(self.device))).cpu() for noise in self._batches(generator, stop - first)]
+        parts = []
+        for noise in self._batches(generator, stop - first):
+            batch = self._generate(noise.to(self.device))
+            if check is not None:
+                check(batch)
+            parts.append(to_uint8(batch).cpu())
         images = torch.cat(parts) if parts else torch.empty((0, *self.image_shape), dtype=torch.uint8)
         offset = start - first * BLOCK
         return images[offset : offset + n]

@@ -20,7 +20,7 @@ import reprlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -59,6 +59,11 @@ class ModuleLimits:
     max_tensors: int = 4096
     max_elements: int = 32 * 2**20
 
+    @classmethod
+    def of_bytes(cls, max_bytes: int) -> Self:
+        """Return the limits of files of up to ``max_bytes`` bytes, with as many elements as fit at 16 bits."""
+        return cls(max_bytes=max_bytes, max_elements=max_bytes // 2)
+
 
 DEFAULT_LIMITS = ModuleLimits()
 
@@ -68,7 +73,7 @@ def module_id(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def encode_module(state: Mapping[str, Tensor], manifest: ModuleManifest) -> bytes:
+def encode_module(state: Mapping[str, Tensor], manifest: ModuleManifest, limits: ModuleLimits = DEFAULT_LIMITS) -> bytes:
     """Write a module file; the same input gives the same bytes in every process.
 
     Parameters
@@ -77,11 +82,13 @@ def encode_module(state: Mapping[str, Tensor], manifest: ModuleManifest) -> byte
         The module's tensors, on any device, in any memory order. Floating ones are rounded to ``manifest.wire_dtype``.
     manifest : ModuleManifest
         What the file says about itself.
+    limits : ModuleLimits
+        Those of the receiver.
 
     Returns
     -------
     bytes
-        A file that `decode_module` accepts under the default limits.
+        A file that `decode_module` accepts under ``limits``.
 
     Raises
     ------
@@ -90,7 +97,7 @@ def encode_module(state: Mapping[str, Tensor], manifest: ModuleManifest) -> byte
     """
     data = save({name: _wire_tensor(name, tensor, manifest.wire_dtype) for name, tensor in state.items()}, _metadata(manifest))
     try:
-        decode_module(data)
+        decode_module(data, limits)
     except VerificationError as error:
         raise ModuleError(f"a receiver would refuse this module: {error}") from error
     return data

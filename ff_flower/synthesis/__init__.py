@@ -7,6 +7,6 @@ and without one owner's modules all other samples stay as they were.
 
 from .allocation import Share, allocate
 from .sample_cache import CHUNK, SampleCache
-from .synthetic_set import SyntheticDataset, load_module, synthesize
+from .synthetic_set import SyntheticDataset, load_module, sample_stream, synthesize
 
-__all__ = ["CHUNK", "SampleCache", "Share", "SyntheticDataset", "allocate", "load_module", "synthesize"]
+__all__ = ["CHUNK", "SampleCache", "Share", "SyntheticDataset", "allocate", "load_module", "sample_stream", "synthesize"]

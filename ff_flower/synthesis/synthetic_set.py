@@ -82,7 +82,7 @@ def synthesize(
         return load_module(registry, module_id, device)
 
     def draw(module_id: str, start: int, stop: int) -> Tensor:
-        return load(module_id).sample(stop - start, generator(root_seed, "sample", module_id), start)
+        return load(module_id).sample(stop - start, sample_stream(root_seed, module_id), start)
 
     image_shape = registry.get(shares[0].module_id).manifest.image_shape
     cache.fill(shares, root_seed, image_shape, draw, first)
@@ -93,6 +93,11 @@ def synthesize(
     labels = torch.tensor([share.label for share in shares]).repeat_interleave(counts)
     provenance = torch.arange(len(shares)).repeat_interleave(counts)
     return SyntheticDataset(ImageSet(images, labels), provenance, tuple(shares))
+
+
+def sample_stream(root_seed: int, module_id: str) -> torch.Generator:
+    """Return the beginning of the stream of noise from which a module's samples are made."""
+    return generator(root_seed, "sample", module_id)
 
 
 def load_module(registry: ModuleRegistry, module_id: str, device: torch.device | str = "cpu") -> GenerativeModule[Any]:
