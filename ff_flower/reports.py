@@ -2,7 +2,8 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from .errors import VerificationError
@@ -30,6 +31,9 @@ class Declined:
 
     label: int
     reason: str
+
+
+NO_IMAGES = Declined(-1, "the node holds no images")
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,18 @@ class FitReport:
     def num_examples(self) -> int:
         """Images of the node."""
         return sum(self.label_counts.values())
+
+    def without(self, labels: Collection[int]) -> "FitReport":
+        """Return the report as it would be had the node never held images of ``labels``."""
+        counts = {label: count for label, count in self.label_counts.items() if int(label) not in labels}
+        declined = tuple(one for one in self.declined if one.label not in labels) if counts else (NO_IMAGES,)
+        return replace(
+            self,
+            label_counts=counts,
+            modules={label: module for label, module in self.modules.items() if int(label) not in labels},
+            declined=declined,
+            fallbacks=tuple(one for one in self.fallbacks if one.label not in labels),
+        )
 
     def to_json(self) -> str:
         """Return the report as JSON."""
@@ -143,6 +159,39 @@ class Answer:
             )
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise VerificationError("report", f"malformed answer ({error!r})") from error
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """A node's account of what it dropped when it was told to forget.
+
+    Attributes
+    ----------
+    partition : int
+        The node's partition.
+    samples : dict
+        Files of cached samples that were deleted, by module id; of every module that was to be forgotten.
+    fits : int
+        Unfinished fits that were deleted.
+    """
+
+    partition: int
+    samples: dict[str, int]
+    fits: int
+
+    def to_json(self) -> str:
+        """Return the account as JSON."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote; anything else is refused (VerificationError, rule ``report``)."""
+        values = _object(text)
+        try:
+            samples = {str(module): _whole(count) for module, count in values["samples"].items()}
+            return cls(_whole(values["partition"]), samples, _whole(values["fits"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise VerificationError("report", f"malformed account of what was forgotten ({error!r})") from error
 
 
 def busy_seconds(intervals: list[Interval]) -> float:

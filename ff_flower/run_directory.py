@@ -12,6 +12,7 @@
         nodes/<partition>/            each node's report, answer, logits and classifier
         classifiers/                  server.safetensors, student.safetensors ...
         receipts.json                 stages that are done, with the hashes of their outputs
+        forgotten.json  certificates/ what was forgotten, and the proofs; see ``ff_flower.unlearning``
 
 A stage is done when its receipt names the same inputs and every output still has the hash it had.
 """
@@ -20,7 +21,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ class RunDirectory:
         receipt = self._receipts.get(stage)
         if receipt is None or receipt["inputs"] != inputs:
             return False
-        return all(digest and _digest(self.path / name) == digest for name, digest in receipt["outputs"].items())
+        return all(digest and file_digest(self.path / name) == digest for name, digest in receipt["outputs"].items())
 
     def finish(self, stage: str, inputs: str, outputs: Sequence[Path], seconds: float = 0.0) -> None:
         """Write the receipt of a finished stage.
@@ -137,15 +138,26 @@ class RunDirectory:
         seconds : float
             What the stage cost.
         """
-        digests = {path.relative_to(self.path).as_posix(): _digest(path) for path in outputs}
+        digests = {path.relative_to(self.path).as_posix(): file_digest(path) for path in outputs}
         self._receipts[stage] = {"inputs": inputs, "outputs": digests, "seconds": round(seconds, 3)}
         self.write_json("receipts.json", self._receipts)
 
     def outputs(self) -> list[Path]:
         """Return every file of the run but those that are rewritten when it is opened, and what was refused."""
-        aside = {"spec.json", "environment.json", "receipts.json"}
+        aside = {"spec.json", "environment.json", "receipts.json", "forgotten.json"}
         files = [path for path in sorted(self.path.rglob("*")) if path.is_file() and path.name not in aside]
-        return [path for path in files if "quarantine" not in path.relative_to(self.path).parts]
+        return [path for path in files if not {"quarantine", "certificates"} & set(path.relative_to(self.path).parts)]
+
+    def receipts(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return ``inputs``, ``outputs`` (hash by file name) and ``seconds`` of every stage that was finished."""
+        return self._receipts
+
+    def withdraw(self, stages: Iterable[str]) -> None:
+        """Remove the receipts of ``stages``, which then count as not done."""
+        gone = set(stages) & set(self._receipts)
+        if gone:
+            self._receipts = {stage: receipt for stage, receipt in self._receipts.items() if stage not in gone}
+            self.write_json("receipts.json", self._receipts)
 
     def seconds(self, stage: str) -> float:
         """Return what a finished stage cost."""
@@ -178,7 +190,18 @@ def combined_digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _digest(path: Path) -> str | None:
+def modules_inputs(spec: RunSpec, module_ids: Iterable[str]) -> str:
+    """Return the digest of what every stage after the fits depends on: the spec, and its modules in the registry's order."""
+    return combined_digest(spec.digest(), *module_ids)
+
+
+def answer_inputs(spec: RunSpec, module_ids: Iterable[str], owner: str) -> str:
+    """Return the digest of what one owner's answer depends on."""
+    return combined_digest(modules_inputs(spec, module_ids), owner)
+
+
+def file_digest(path: Path) -> str | None:
+    """Return the SHA-256 of a file; None where there is none."""
     if not path.is_file():
         return None
     with path.open("rb") as file:

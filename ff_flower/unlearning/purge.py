@@ -1,0 +1,163 @@
+"""Removing what is forgotten, and everything that was made from it; doing it twice is doing it once."""
+
+import shutil
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from ..config import Exclusion, RunSpec
+from ..errors import RunError, VerificationError
+from ..registry import ModuleRegistry, Refusal, decode_module
+from ..reports import FitReport
+from ..run_directory import RunDirectory, cache_root
+from ..synthesis import SampleCache
+from .tombstone import Tombstone
+
+_RECORDS = ("metrics.json", "label_distribution.json", "label_distribution.png")
+
+
+def honour(directory: RunDirectory, spec: RunSpec, caches: Iterable[Path] = ()) -> RunSpec:
+    """Complete a purge that was interrupted, and return the spec without what the run has forgotten.
+
+    Parameters
+    ----------
+    directory : RunDirectory
+        The run directory of ``spec``.
+    spec : RunSpec
+        As it was asked for.
+    caches : iterable of Path
+        Folders of shared samples and unfinished fits beside that of ``spec``.
+
+    Raises
+    ------
+    RunError
+        Where the tombstone cannot be read, or a file cannot be removed.
+    """
+    tombstone = Tombstone.read(directory.path)
+    if not tombstone.purged:
+        _purge(directory, spec, tombstone, {cache_root(spec), *caches})
+        tombstone.as_purged().write(directory)
+    return tombstone.effective(spec)
+
+
+def traces(run: Path, caches: Iterable[Path], exclusion: Exclusion, module_ids: Collection[str]) -> dict[str, Path]:
+    """Return every file of a run and its caches that holds something of what is excluded, or was made from it.
+
+    Parameters
+    ----------
+    run : Path
+        The run directory.
+    caches : iterable of Path
+        Folders of shared samples and unfinished fits.
+    exclusion : Exclusion
+        Who is forgotten.
+    module_ids : collection of str
+        Ids of their modules.
+
+    Returns
+    -------
+    dict from str to Path
+        By the file's name in the run directory, or ``cache/...``.
+    """
+    files = [path for path in _files(run / "modules") if path.name.partition(".")[0] in module_ids]
+    files += _quarantined(run, exclusion, module_ids)
+    for node in sorted((run / "nodes").glob("*")):
+        files += [path for path in _files(node) if path.name != "fit.json" or node.name in exclusion.owners]
+    files += _files(run / "classifiers")
+    files += [run / name for name in _RECORDS if (run / name).exists()]
+    found = {path.relative_to(run).as_posix(): path for path in files}
+    for cache in caches:
+        copies = [*_fits(cache, exclusion)]
+        copies += [path for module_id in sorted(module_ids) for path in _files(cache / "samples" / module_id)]
+        found |= {f"cache/{path.relative_to(cache).as_posix()}": path for path in copies}
+    return found
+
+
+def drop_copies(cache: Path, exclusion: Exclusion, module_ids: Collection[str]) -> tuple[dict[str, int], int]:
+    """Delete cached samples of forgotten modules, and unfinished fits of forgotten owners; a node does it when it is told to.
+
+    Returns
+    -------
+    tuple of dict and int
+        Files of samples deleted by module id, and unfinished fits deleted.
+    """
+    samples = {module_id: len(_files(cache / "samples" / module_id)) for module_id in sorted(module_ids)}
+    for module_id in samples:
+        SampleCache(cache / "samples").remove(module_id)
+    fits = _fits(cache, exclusion)
+    for path in fits:
+        path.unlink(missing_ok=True)
+    return samples, len(fits)
+
+
+def _purge(directory: RunDirectory, spec: RunSpec, tombstone: Tombstone, caches: Collection[Path]) -> None:
+    exclusion, module_ids = tombstone.exclusion, tombstone.module_ids
+    try:
+        for path in traces(directory.path, caches, exclusion, module_ids).values():
+            path.unlink(missing_ok=True)
+        for owner in exclusion.owners:
+            shutil.rmtree(directory.path / "nodes" / owner, ignore_errors=True)
+        for cache in caches:
+            drop_copies(cache, exclusion, module_ids)
+        for owner in {owner for owner, _ in exclusion.classes}:
+            _amend(directory, spec, owner, exclusion.labels(owner))
+        kept = {f"fit-{partition}" for partition in tombstone.effective(spec).participants}
+        directory.withdraw(set(directory.receipts()) - kept)
+    except OSError as error:
+        raise RunError(
+            f"{error.filename}: cannot be removed ({error.strerror}); the request stands in forgotten.json, so make the run "
+            "directory writable and forget again: it goes on where it stopped"
+        ) from error
+
+
+def _amend(directory: RunDirectory, spec: RunSpec, owner: str, labels: Collection[int]) -> None:
+    """Let the report of an owner who stays say nothing of the classes that it keeps out from now on."""
+    path, stage = directory.path / "nodes" / owner / "fit.json", f"fit-{owner}"
+    if not path.exists():
+        return
+    report = FitReport.from_json(path.read_text(encoding="utf-8")).without(labels)
+    directory.write(f"nodes/{owner}/fit.json", report.to_json().encode())
+    if (receipt := directory.receipts().get(stage)) is not None:
+        modules = [name for name in receipt["outputs"] if name.startswith("modules/") and (directory.path / name).exists()]
+        outputs = [path, *(directory.path / name for name in modules)]
+        directory.finish(stage, receipt["inputs"], outputs, receipt["seconds"])
+
+
+def _quarantined(run: Path, exclusion: Exclusion, module_ids: Collection[str]) -> list[Path]:
+    """Return the refused files that came from those who are forgotten, or are copies of their modules, with the reports."""
+    folder = run / "modules" / "quarantine"
+    if not folder.exists():
+        return []
+    stems = {one.sha256 for one in ModuleRegistry(run / "modules").quarantined() if _concerns(one, folder, exclusion, module_ids)}
+    return [path for path in _files(folder) if path.name.partition(".")[0] in stems]
+
+
+def _concerns(refusal: Refusal, folder: Path, exclusion: Exclusion, module_ids: Collection[str]) -> bool:
+    """Tell whether refused bytes are of a forgotten contribution; of an owner's unreadable bytes nobody can say they are not."""
+    if refusal.sha256 in module_ids or refusal.source.partition(".")[0] in module_ids:
+        return True
+    owner = refusal.source.removeprefix("node ")
+    if owner in exclusion.owners:
+        return True
+    if not exclusion.labels(owner):
+        return False
+    try:
+        manifest, _ = decode_module((folder / f"{refusal.sha256}.refused").read_bytes())
+    except (OSError, VerificationError):
+        return True
+    return manifest.label in exclusion.labels(owner)
+
+
+def _fits(cache: Path, exclusion: Exclusion) -> list[Path]:
+    """Return the unfinished fits of who is excluded; they are named ``<owner>+<label>+<key>``."""
+    found = []
+    for path in _files(cache / "fits"):
+        owner, _, rest = path.name.partition("+")
+        label = rest.partition("+")[0]
+        if label.isdigit() and exclusion.covers(owner, int(label)):
+            found.append(path)
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files of a folder, quarantine's apart from those of the modules."""
+    return [path for path in sorted(folder.glob("*" if folder.name == "modules" else "**/*")) if path.is_file()]
