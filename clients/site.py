@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from ff_flower.config import RunSpec, Scalar, unknown_name
 from ff_flower.data import ImageSet, Splits, cached_partition_indices, load_splits
 from ff_flower.errors import ConfigError, RunError
@@ -22,7 +24,7 @@ class Site:
         The whole image set as the simulation loads it: the label table, and the test set on which the node's classifier is
         scored. Nothing is ever fitted on it.
     own : ImageSet
-        The node's share of the training images; all that it learns from.
+        The node's share of the training images, without the classes that the run excludes; all that it learns from.
     kind : str
         The kind of module that the node fits.
     """
@@ -90,4 +92,7 @@ def open_site(spec: RunSpec, node_config: Mapping[str, Scalar]) -> Site:
     parts = cached_partition_indices(
         splits.train.labels.numpy(), nodes, spec.partition, spec.seed, cache=cache_root(spec) / "partitions"
     )
-    return Site(partition, splits, splits.train.subset(parts[partition]), kind)
+    own = splits.train.subset(parts[partition])
+    if kept_out := spec.exclusion.labels(str(partition)):
+        own = own.subset(np.flatnonzero(~np.isin(own.labels.numpy(), sorted(kept_out))))
+    return Site(partition, splits, own, kind)
