@@ -30,11 +30,12 @@ from .run import (
     SynthesisSpec,
     from_run_config,
 )
-from .sites import OWN, ManifestSpec, SitePlace, class_names, site_name, site_places
+from .sites import OWN, OWNER, ManifestSpec, SitePlace, class_names, site_name, site_places
 from .trust import TrustSpec
 
 __all__ = [
     "OWN",
+    "OWNER",
     "SIZES",
     "AveragingSpec",
     "ClassifierSpec",
