@@ -16,15 +16,24 @@ from ff_flower.accelerator import peak_memory
 from ff_flower.classifiers import fit_classifier, predict, real_and_synthetic
 from ff_flower.config import ModuleSpec, RunSpec, TrainingSpec
 from ff_flower.environment import library_versions, source_digest
-from ff_flower.errors import DataError, ModuleError
+from ff_flower.errors import DataError, ModuleError, VerificationError
 from ff_flower.generative import FitOptions, GaussianMixtureModule, GenerativeModule, build_module
 from ff_flower.generative.base import Progress
 from ff_flower.metrics import classification_metrics
-from ff_flower.registry import Expectation, ModuleManifest, ModuleRegistry, SignaturePolicy, encode_module, module_id
+from ff_flower.registry import (
+    Expectation,
+    ModuleLimits,
+    ModuleManifest,
+    ModuleRegistry,
+    SignaturePolicy,
+    encode_module,
+    module_id,
+)
 from ff_flower.reports import NO_IMAGES, Answer, Declined, Fallback, FitReport, Interval
 from ff_flower.run_directory import cache_root, combined_digest
 from ff_flower.seeding import derive_seed
 from ff_flower.synthesis import SampleCache, SyntheticDataset, allocate, synthesize
+from ff_flower.vetting import Vetting
 
 from .site import Site
 
@@ -117,7 +126,7 @@ def fit_module(spec: RunSpec, site: Site, label: int, device: torch.device) -> b
         licence=info.licence,
         note=note,
     )
-    return encode_module(module.state(), manifest)
+    return encode_module(module.state(), manifest, ModuleLimits.of_bytes(spec.trust.max_module_bytes))
 
 
 def _check_count(num_images: int, spec: ModuleSpec) -> None:
@@ -240,10 +249,15 @@ def _synthesize(
     signatures: Mapping[str, bytes],
     expectation: Expectation,
 ) -> SyntheticDataset:
+    cache = SampleCache(cache_root(spec) / "samples")
     with tempfile.TemporaryDirectory(prefix="ff-modules-") as folder:
-        registry = ModuleRegistry(Path(folder))
-        for data in files.values():
-            registry.add(data, expectation, signatures.get(module_id(data)))
+        registry = ModuleRegistry(Path(folder), ModuleLimits.of_bytes(spec.trust.max_module_bytes))
+        for name, data in files.items():
+            if registry.add(data, expectation, signatures.get(name)).module_id != name:
+                raise VerificationError("digest", f"the server sent module {module_id(data)[:12]} under the name {name[:12]!r}")
+        # All nodes must build one set: what the server should have refused is not left out here, it ends the node's work.
+        for refused, error in Vetting(registry, spec.trust, spec.seed, cache, device).refusals().items():
+            raise VerificationError(error.rule, f"the server sent module {refused[:12]}: {error.detail}") from error
         shares = allocate(list(registry), spec.synthesis.samples_per_class)
         first = site.partition * len(shares) // spec.num_clients
-        return synthesize(registry, shares, spec.seed, SampleCache(cache_root(spec) / "samples"), device, first)
+        return synthesize(registry, shares, spec.seed, cache, device, first)

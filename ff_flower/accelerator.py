@@ -3,6 +3,8 @@
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar, cast
 
 import torch
@@ -49,6 +51,17 @@ def prepare(spec: RunSpec, threads: int) -> torch.device:
     device = select_device(spec.device)
     torch.backends.cudnn.benchmark = device.type == "cuda" and not spec.deterministic
     return device
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Compute on so many torch threads, and on as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def low_precision(device: torch.device) -> torch.autocast:

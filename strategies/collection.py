@@ -1,20 +1,24 @@
 """What the server makes of the nodes' module files: verified, registered, or quarantined with the rule that they break."""
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
+import torch
 from flwr.app import RecordDict
 
+from ff_flower.accelerator import torch_threads
 from ff_flower.config import RunSpec
 from ff_flower.data import DatasetInfo
-from ff_flower.errors import ConfigError, ModuleError, RunError, VerificationError
-from ff_flower.messages import read_fit_reply, read_signatures
+from ff_flower.errors import RunError, VerificationError
+from ff_flower.messages import count_modules, read_fit_reply, read_signatures, shared_store
 from ff_flower.metrics import Ledger
-from ff_flower.registry import Expectation, ModuleRegistry, RegisteredModule, SignaturePolicy
+from ff_flower.registry import Expectation, ModuleLimits, ModuleRegistry, RegisteredModule, SignaturePolicy
 from ff_flower.reports import FitReport
-from ff_flower.run_directory import RunDirectory, modules_inputs
-from ff_flower.synthesis import load_module
+from ff_flower.run_directory import RunDirectory, cache_root, modules_inputs
+from ff_flower.synthesis import SampleCache
+from ff_flower.vetting import Vetting, open_module
 
 from .nodes import Failure
 
@@ -43,6 +47,8 @@ class Collection:
         The nodes' accounts, by partition.
     refused : list of dict
         ``partition``, ``rule`` and ``detail`` of every module that was quarantined.
+    vetting_seconds : float
+        What `vet` took.
 
     Raises
     ------
@@ -54,10 +60,11 @@ class Collection:
         self.spec, self.info, self.directory, self.ledger = spec, info, directory, ledger
         policy = SignaturePolicy.read(spec.trust.public_keys, spec.trust.require_signature)
         self.expectation = Expectation.of_run(spec, info, policy)
-        self.registry = ModuleRegistry(directory.path / "modules")
+        self.registry = ModuleRegistry(directory.path / "modules", ModuleLimits.of_bytes(spec.trust.max_module_bytes))
         self.registry.check_signatures(policy)
         self.reports: dict[int, FitReport] = {}
         self.refused: list[dict[str, object]] = []
+        self.vetting_seconds = 0.0
 
     def resume(self) -> set[int]:
         """Take over what stands verified in the run directory; return the partitions whose modules are still wanted."""
@@ -68,17 +75,20 @@ class Collection:
     def receive(self, partition: int, content: RecordDict) -> list[Failure]:
         """Register one node's files; the failures are empty, or say why the node's whole reply is refused."""
         try:
-            report, files = read_fit_reply(content)
+            report, files = read_fit_reply(content, shared_store(self.spec))
             signatures = read_signatures(content, files)
             if report.partition != partition or set(report.modules.values()) != set(files):
                 raise VerificationError("report", "it does not name the partition and the files it came with")
             if excluded := [label for label in report.modules if self.spec.exclusion.covers(str(partition), int(label))]:
-                raise VerificationError("excluded", f"modules of labels {', '.join(excluded)}, which take no part; nothing is kept")
+                raise VerificationError("excluded", f"modules of labels {', '.join(excluded)}, which take no part")
         except VerificationError as error:
             return [Failure(partition, str(error))]
         modules = [self._register(data, report, signatures.get(name)) for name, data in files.items()]
         kept = [module for module in modules if module is not None]
-        self.ledger.add("up", "modules", sum(len(data) for data in files.values()), partition)
+        self.ledger.add("up", "modules", count_modules(content), partition)
+        if "modules" not in content:
+            self.ledger.add("read", "modules-up", sum(len(data) for data in files.values()), partition)
+        content.pop("modules", None)  # the registry has them; Flower keeps all replies to the end of the round
         if signatures:
             self.ledger.add("up", "signatures", sum(len(one) for one in signatures.values()), partition)
         self.reports[partition] = report
@@ -95,6 +105,25 @@ class Collection:
         for module in list(self.registry):
             if module.module_id not in named:
                 self.registry.remove(module.module_id)
+
+    def vet(self, device: torch.device) -> None:
+        """Quarantine the modules that may not be used, see `ff_flower.vetting`; with the threads of a node, as nodes vet.
+
+        Parameters
+        ----------
+        device : torch.device
+            Where networks are evaluated.
+        """
+        began = time.monotonic()
+        cache = SampleCache(cache_root(self.spec) / "samples")
+        with torch_threads(self.spec.threads):
+            refusals = Vetting(self.registry, self.spec.trust, self.spec.seed, cache, device).refusals()
+        owners = {module_id: p for p, report in self.reports.items() for module_id in report.modules.values()}
+        for module_id, error in refusals.items():
+            data = self.registry.get(module_id).read()
+            self.registry.remove(module_id)
+            self._quarantine(data, error, owners[module_id])
+        self.vetting_seconds = time.monotonic() - began
 
     def check_enough(self, missing: Sequence[Failure]) -> None:
         """See that there are enough modules and classes to go on.
@@ -148,11 +177,14 @@ class Collection:
                 self.registry.remove(module.module_id)
                 raise
         except VerificationError as error:
-            self.registry.quarantine(data, error, source=f"node {partition}")
-            self.refused.append({"partition": partition, "rule": error.rule, "detail": error.detail})
-            logger.warning("fit: a module of node %d is quarantined: %s", partition, error)
+            self._quarantine(data, error, partition)
             return None
         return module
+
+    def _quarantine(self, data: bytes, error: VerificationError, partition: int) -> None:
+        self.registry.quarantine(data, error, source=f"node {partition}")
+        self.refused.append({"partition": partition, "rule": error.rule, "detail": error.detail})
+        logger.warning("fit: a module of node %d is quarantined: %s", partition, error)
 
     def _check_claims(self, module: RegisteredModule, report: FitReport) -> None:
         """Refuse a module that is not the one its owner reported for its label, or whose tensors do not make a network."""
@@ -160,7 +192,4 @@ class Collection:
         claimed = (report.modules.get(label), report.label_counts.get(label))
         if claimed != (module.module_id, module.manifest.num_examples):
             raise VerificationError("report", f"label {label} of {module.manifest.num_examples} images was reported as {claimed}")
-        try:
-            load_module(self.registry, module.module_id)
-        except (ModuleError, ConfigError) as error:
-            raise VerificationError("architecture", str(error)) from error
+        open_module(self.registry, module.module_id)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Mapping
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -10,7 +11,15 @@ from flwr.serverapp.strategy import Strategy
 from ff_flower.config import RunSpec
 from ff_flower.data import DatasetInfo
 from ff_flower.errors import VerificationError
-from ff_flower.messages import count_bytes, file_record, read_answer, read_tensors, request_records, signature_record
+from ff_flower.messages import (
+    count_modules,
+    module_records,
+    read_answer,
+    read_tensors,
+    request_records,
+    shared_store,
+    signature_record,
+)
 from ff_flower.metrics import Ledger
 from ff_flower.reports import Answer
 from ff_flower.run_directory import RunDirectory, combined_digest
@@ -38,6 +47,8 @@ class FederatedFactory(Strategy):
         Where files, reports and receipts are kept.
     ledger : Ledger
         Notes every transfer.
+    device : torch.device
+        Where samples are drawn for vetting.
 
     Raises
     ------
@@ -45,9 +56,10 @@ class FederatedFactory(Strategy):
         When the settings of the run's kind of module cannot take the images.
     """
 
-    def __init__(self, spec: RunSpec, info: DatasetInfo, directory: RunDirectory, ledger: Ledger) -> None:
+    def __init__(self, spec: RunSpec, info: DatasetInfo, directory: RunDirectory, ledger: Ledger, device: torch.device) -> None:
         self.spec, self.info, self.directory, self.ledger = spec, info, directory, ledger
         self.collection = Collection(spec, info, directory, ledger)
+        self.device = device
         self.answers: dict[int, Answer] = {}
         self.missing: list[Failure] = []
         self._excluded = set(range(spec.num_clients)) - set(spec.participants)
@@ -96,6 +108,7 @@ class FederatedFactory(Strategy):
         if fallbacks := self.collection.fallbacks():
             logger.warning("fit: %d modules are of a simpler kind, for example %s", len(fallbacks), fallbacks[0]["reason"])
         self.collection.withdraw_unreported()
+        self.collection.vet(self.device)
         self.ledger.write(self.directory.path / "ledger.jsonl")
         self.collection.check_enough(self.missing)
         return None, None
@@ -107,13 +120,15 @@ class FederatedFactory(Strategy):
             self._asked = []
             return []
         content = request_records(self.spec, wanted, server_round)
-        content["modules"] = file_record({module.module_id: module.read() for module in self.collection.registry})
+        content.update(module_records(self.collection.registry.files(), shared_store(self.spec)))
         content.update(signature_record(signatures := self.collection.registry.signatures()))
         receivers = {partition: self._node_ids[partition] for partition in wanted if partition in self._node_ids}
         self._asked = list(receivers.values())
-        num_bytes = count_bytes(content, "modules")
+        num_bytes = count_modules(content)
         for partition in receivers:
             self.ledger.add("down", "modules", num_bytes, partition, server_round)
+            if "modules" not in content:
+                self.ledger.add("read", "modules-down", self.collection.registry.num_bytes, partition, server_round)
             if signatures:
                 self.ledger.add("down", "signatures", sum(len(one) for one in signatures.values()), partition, server_round)
         logger.info(

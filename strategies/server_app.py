@@ -68,7 +68,7 @@ def run(grid: Grid, spec: RunSpec) -> RunDirectory:
 
 def run_factory(grid: Grid, splits: Splits, outcome: Outcome, device: torch.device) -> None:
     """Run FederatedFactory: one round, then consensus at the server."""
-    strategy = FederatedFactory(outcome.spec, splits.info, outcome.directory, outcome.ledger)
+    strategy = FederatedFactory(outcome.spec, splits.info, outcome.directory, outcome.ledger, device)
     strategy.start(grid, ArrayRecord(), num_rounds=1, timeout=outcome.spec.timeout)
     outcome.rounds, outcome.missing = 1, strategy.missing
     collection = strategy.collection
@@ -81,6 +81,7 @@ def run_factory(grid: Grid, splits: Splits, outcome: Outcome, device: torch.devi
     peaks = [report.peak_memory for report in collection.reports.values()] + [answer.peak_memory for answer in answers]
     outcome.peak_memory = max(peaks, default=0)
     outcome.seconds["fit"] = busy_seconds([report.work for report in collection.reports.values()])
+    outcome.seconds["vetting"] = collection.vetting_seconds
     outcome.seconds["client-synthesis"] = busy_seconds([answer.synthesis for answer in answers])
     outcome.seconds["client-training"] = busy_seconds([answer.training for answer in answers])
     Consensus(strategy, splits, outcome, device).conclude()
