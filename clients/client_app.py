@@ -9,12 +9,24 @@ from flwr.clientapp import ClientApp
 
 from ff_flower.accelerator import prepare
 from ff_flower.errors import FederatedFactoryError
-from ff_flower.messages import answer_reply, fit_reply, read_files, read_request, read_signatures, told
+from ff_flower.messages import (
+    answer_reply,
+    fit_reply,
+    introduction_reply,
+    read_files,
+    read_request,
+    read_signatures,
+    tally_reply,
+    told,
+)
 
+from .disclosure import reason_of
 from .local_sgd import local_update
 from .module_factory import answer, fit_local, fit_modules
+from .own_data import introduce
+from .scoring import tally
 from .signing import sign_files, signature_policy, signing_key
-from .site import open_site, partition_of
+from .site import find_partition, open_site, partition_of
 
 logger = logging.getLogger("flwr")
 app = ClientApp()
@@ -45,10 +57,16 @@ def replying(handler: Handler) -> Callable[[Message, Context], Message]:
         try:
             return Message(handler(message, context), reply_to=message)
         except FAILURES as error:
-            name = "" if isinstance(error, FederatedFactoryError) else f"{type(error).__name__}: "
-            return Message(Error(code=CLIENT_RAISED, reason=f"{name}{error}"), reply_to=message)
+            return Message(Error(code=CLIENT_RAISED, reason=reason_of(error, context.node_config)), reply_to=message)
 
     return reply
+
+
+@app.query("introduce")
+@replying
+def query_introduce(message: Message, context: Context) -> RecordDict:
+    """Tell who the site is and what classes it holds, before a run with nodes that bring their own images."""
+    return introduction_reply(introduce(read_request(message.content).spec, context.node_config))
 
 
 @app.train()
@@ -57,10 +75,11 @@ def train(message: Message, context: Context) -> RecordDict:
     """Fit the node's modules; a node that has nothing left to do says only who it is."""
     request = read_request(message.content)
     device = prepare(request.spec, request.spec.threads)
-    if (partition := partition_of(context.node_config)) not in request.partitions:
+    partition = find_partition(request.spec, context.node_config, request.federation)
+    if partition not in request.partitions:
         return RecordDict(told(partition))
     key = signing_key(context.node_config)
-    report, files = fit_modules(request.spec, open_site(request.spec, context.node_config), device)
+    report, files = fit_modules(request.spec, open_site(request.spec, context.node_config, request.federation), device)
     return fit_reply(report, files, sign_files(key, files))
 
 
@@ -70,7 +89,7 @@ def train_average(message: Message, context: Context) -> RecordDict:
     """Train the global classifier on the node's images for FedAvg or FedProx."""
     request = read_request(message.content)
     device = prepare(request.spec, request.spec.threads)
-    site = open_site(request.spec, context.node_config)
+    site = open_site(request.spec, context.node_config, request.federation)
     weights = message.content.array_records["arrays"].to_torch_state_dict()
     updated = local_update(request.spec, site, weights, request.server_round, device)
     return RecordDict({"arrays": ArrayRecord(updated), **told(site.partition, len(site.own))})
@@ -82,11 +101,20 @@ def evaluate(message: Message, context: Context) -> RecordDict:
     """Synthesize from all modules, fit a classifier, and answer with what the consensus needs."""
     request = read_request(message.content)
     device = prepare(request.spec, request.spec.threads)
-    site = open_site(request.spec, context.node_config)
-    files = read_files(message.content, "modules")
+    site = open_site(request.spec, context.node_config, request.federation)
+    files = read_files(message.content, "modules", request.spec.trust.max_module_bytes)
     signatures, policy = read_signatures(message.content, files), signature_policy(request.spec, context.node_config)
     account, logits, weights = answer(request.spec, site, files, device, signatures, policy)
-    return answer_reply(account, len(site.own), logits, weights)
+    return answer_reply(account, site.told(len(site.own)), logits, weights)
+
+
+@app.query("forget")
+@replying
+def forget(message: Message, context: Context) -> RecordDict:
+    """Drop every copy of forgotten modules, and say what was dropped."""
+    request = read_request(message.content)
+    dropped = drop_copies(cache_root(request.spec), request.spec.exclusion, read_forget(message.content))
+    return forgotten_reply(Forgotten(partition_of(context.node_config), *dropped))
 
 
 @app.evaluate("local")
@@ -95,5 +123,15 @@ def evaluate_local(message: Message, context: Context) -> RecordDict:
     """Fit a classifier on the node's own images alone."""
     request = read_request(message.content)
     device = prepare(request.spec, request.spec.threads)
-    site = open_site(request.spec, context.node_config)
+    site = open_site(request.spec, context.node_config, request.federation)
     return answer_reply(fit_local(request.spec, site, device), len(site.own), None, None)
+
+
+@app.evaluate("score")
+@replying
+def evaluate_score(message: Message, context: Context) -> RecordDict:
+    """Score the server's classifiers on the site's held-out images, and answer with counts alone."""
+    request = read_request(message.content)
+    device = prepare(request.spec, request.spec.threads)
+    site = open_site(request.spec, context.node_config, request.federation)
+    return tally_reply(tally(request.spec, site, read_files(message.content, "classifiers"), device))

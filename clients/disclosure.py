@@ -1,0 +1,45 @@
+"""What an error may say of a site that brings its own images: neither a path nor a file's name leaves it."""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+
+from ff_flower.config import Scalar
+from ff_flower.data import own_location
+from ff_flower.errors import DataError, FederatedFactoryError
+
+logger = logging.getLogger("flwr")
+
+ASIDE = "the SuperNode's log says more"
+_PATH = re.compile(r"(?:(?<![\w/])~?|\b[A-Za-z]:)[/\\][^\s'\",;:()]+")
+
+
+def reason_of(error: Exception, node_config: Mapping[str, Scalar]) -> str:
+    """Return what the server is told of ``error``, in one sentence.
+
+    A node of a simulation tells it whole. One with ``data`` in its configuration writes it to its own log; of an error that names
+    an image file the server is told the rule and the remedy, of others what is left without paths, and of errors that are not
+    this project's the type alone.
+    """
+    name = "" if isinstance(error, FederatedFactoryError) else f"{type(error).__name__}: "
+    if "data" not in node_config:
+        return f"{name}{error}"
+    logger.error("%s%s", name, error)
+    if name:
+        return f"{name}{ASIDE}"
+    text = str(error)
+    if isinstance(error, DataError):
+        text = text.partition("; ")[2] or type(error).__name__
+    text = _PATH.sub("(a path)", text)
+    if any(secret in text for secret in _secrets(str(node_config["data"]))):
+        text = type(error).__name__
+    return f"{text}; {ASIDE}"
+
+
+def _secrets(location: str) -> Iterator[str]:
+    """Yield the path of the site's images, and the names of its files."""
+    path = own_location(location)
+    yield str(path)
+    yield from (part for part in path.parts[1:] if len(part) > 3)
+    if path.is_dir():
+        yield from (file.name for file in path.rglob("*") if file.is_file() and len(file.stem) > 1)
