@@ -7,9 +7,12 @@
     the rest  the tensors' bytes, little endian, one after the other
 
 A file MUST have exactly one metadata key, ``manifest``: with several, safetensors' bytes differ from process to process. TEXT
-MUST be the canonical JSON of a `ModuleManifest`. The bytes MUST be those that safetensors itself writes for this content (wider
-types first, then by name), so that one content has one identity: the SHA-256 of the file. Floating tensors MUST have the
-manifest's ``wire_dtype`` and MUST be finite. Integer tensors MAY be I64, I32 or U8.
+MUST be the canonical JSON of a `ModuleManifest`. The bytes MUST be those that safetensors itself writes for this content: the
+metadata first, then the tensors in the order I64, F32, I32, BF16, F16, U8 of their types and by name within one, JSON without
+spaces, and spaces behind it until n is a multiple of 8. So one content has one identity: the SHA-256 of the file. Floating
+tensors MUST have the manifest's ``wire_dtype`` and MUST be finite. Integer tensors MAY be I64, I32 or U8.
+
+Reading a file takes, beside its own bytes, at most twice their limit: the tensors as float32, converted piece by piece.
 """
 
 import hashlib
@@ -23,18 +26,28 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import ModuleError, VerificationError
 from .manifest import ModuleManifest
 
 FLOATS = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
-WIDTHS = {"F16": 2, "BF16": 2, "F32": 4, "I64": 8, "I32": 4, "U8": 1}  # bytes per element of every dtype a file may hold
+WIDTHS = {"I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "U8": 1}  # bytes per element, in the order of a file's tensors
+ORDER = {dtype: place for place, dtype in enumerate(WIDTHS)}
+DTYPES = {
+    "I64": torch.int64,
+    "F32": torch.float32,
+    "I32": torch.int32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "U8": torch.uint8,
+}
 INTEGERS = (torch.int64, torch.int32, torch.uint8)
 MAX_DIMENSIONS = 8
 METADATA = "__metadata__"
+ALIGNMENT = 8  # bytes to which the header is filled up with spaces
+PIECE = 2**20  # elements that are converted at once
 TENSOR_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,256}")
 
 
@@ -124,32 +137,44 @@ def decode_module(data: bytes, limits: ModuleLimits = DEFAULT_LIMITS) -> tuple[M
     ------
     VerificationError
         Naming the first broken rule of ``size``, ``header-length``, ``header-json``, ``metadata``, ``manifest``,
-        ``canonical-manifest``, ``tensor-count``, ``tensor-names``, ``tensor-entry``, ``dtypes``, ``shapes``, ``offsets`` (all
-        before a tensor is allocated), ``safetensors``, ``canonical-bytes``, ``finite-weights``.
+        ``canonical-manifest``, ``tensor-count``, ``tensor-names``, ``tensor-entry``, ``dtypes``, ``shapes``, ``offsets``,
+        ``canonical-bytes`` (all before a tensor is allocated), ``finite-weights``.
     """
     header, start = _read_header(data, limits)
     manifest = _read_manifest(header)
     _check_tensors(header, FLOATS[manifest.wire_dtype], len(data) - start, limits)
-    try:
-        state = load(data)
-    except SafetensorError as error:
-        raise VerificationError("safetensors", f"{str(error)[:200]}; send what encode_module writes") from error
-    if save(state, _metadata(manifest)) != data:
+    if _canonical_header(header) != data[8:start]:
         raise VerificationError(
-            "canonical-bytes", "these are not the bytes safetensors writes for this content; send encode_module's"
+            "canonical-bytes", "this is not the header that safetensors writes for this content; send encode_module's file"
         )
-    for name in sorted(state):
-        if not state[name].isfinite().all():
-            raise VerificationError("finite-weights", f"tensor {name!r} holds NaN or infinity; every weight must be finite")
-    return manifest, {name: _float32(state[name]) for name in sorted(state)}
+    body = memoryview(data)[start:]
+    return manifest, {name: _read_tensor(name, header[name], body) for name in sorted(header.keys() - {METADATA})}
 
 
 def _metadata(manifest: ModuleManifest) -> dict[str, str]:
     return {"manifest": manifest.canonical_json()}
 
 
-def _float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
+def _canonical_header(header: Mapping[str, Any]) -> bytes:
+    """Return the one header of these checked entries, whose names and manifest are ASCII and whose offsets follow each other."""
+    names = sorted(header.keys() - {METADATA}, key=lambda name: (ORDER[header[name]["dtype"]], name))
+    keys = ("dtype", "shape", "data_offsets")
+    entries = {name: {key: header[name][key] for key in keys} for name in names}
+    text = json.dumps({METADATA: header[METADATA], **entries}, separators=(",", ":")).encode()
+    return text + b" " * (-len(text) % ALIGNMENT)
+
+
+def _read_tensor(name: str, entry: Mapping[str, Any], body: memoryview) -> Tensor:
+    """Return a checked entry's tensor in memory of its own, floats as float32."""
+    (begin, end), wire = entry["data_offsets"], DTYPES[entry["dtype"]]
+    tensor = torch.empty(entry["shape"], dtype=torch.float32 if wire.is_floating_point else wire)
+    flat, step = tensor.view(-1), PIECE * wire.itemsize
+    for place, first in enumerate(range(begin, end, step)):
+        piece = torch.frombuffer(bytearray(body[first : min(first + step, end)]), dtype=wire)
+        flat[place * PIECE : place * PIECE + len(piece)] = piece
+    if tensor.numel() and tensor.is_floating_point() and not torch.stack(tensor.aminmax()).isfinite().all():
+        raise VerificationError("finite-weights", f"tensor {name!r} holds NaN or infinity; every weight must be finite")
+    return tensor
 
 
 def _wire_tensor(name: str, tensor: Tensor, wire_dtype: str) -> Tensor:
