@@ -12,21 +12,29 @@ from ff_flower.errors import FederatedFactoryError
 from ff_flower.messages import (
     answer_reply,
     fit_reply,
+    forgotten_reply,
     introduction_reply,
     read_files,
+    read_forget,
+    read_modules,
     read_request,
     read_signatures,
+    shared_store,
     tally_reply,
     told,
 )
+from ff_flower.reports import Forgotten
+from ff_flower.run_directory import cache_root
+from ff_flower.unlearning import drop_copies
 
 from .disclosure import reason_of
 from .local_sgd import local_update
 from .module_factory import answer, fit_local, fit_modules
 from .own_data import introduce
+from .resident import drop_resident_sets
 from .scoring import tally
 from .signing import sign_files, signature_policy, signing_key
-from .site import find_partition, open_site, partition_of
+from .site import find_partition, open_site
 
 logger = logging.getLogger("flwr")
 app = ClientApp()
@@ -80,7 +88,7 @@ def train(message: Message, context: Context) -> RecordDict:
         return RecordDict(told(partition))
     key = signing_key(context.node_config)
     report, files = fit_modules(request.spec, open_site(request.spec, context.node_config, request.federation), device)
-    return fit_reply(report, files, sign_files(key, files))
+    return fit_reply(report, files, sign_files(key, files), shared_store(request.spec))
 
 
 @app.train("average")
@@ -102,7 +110,7 @@ def evaluate(message: Message, context: Context) -> RecordDict:
     request = read_request(message.content)
     device = prepare(request.spec, request.spec.threads)
     site = open_site(request.spec, context.node_config, request.federation)
-    files = read_files(message.content, "modules", request.spec.trust.max_module_bytes)
+    files = read_modules(message.content, shared_store(request.spec), request.spec.trust.max_module_bytes)
     signatures, policy = read_signatures(message.content, files), signature_policy(request.spec, context.node_config)
     account, logits, weights = answer(request.spec, site, files, device, signatures, policy)
     return answer_reply(account, site.told(len(site.own)), logits, weights)
@@ -113,8 +121,9 @@ def evaluate(message: Message, context: Context) -> RecordDict:
 def forget(message: Message, context: Context) -> RecordDict:
     """Drop every copy of forgotten modules, and say what was dropped."""
     request = read_request(message.content)
+    drop_resident_sets()
     dropped = drop_copies(cache_root(request.spec), request.spec.exclusion, read_forget(message.content))
-    return forgotten_reply(Forgotten(partition_of(context.node_config), *dropped))
+    return forgotten_reply(Forgotten(find_partition(request.spec, context.node_config, request.federation), *dropped))
 
 
 @app.evaluate("local")

@@ -19,7 +19,14 @@ from ff_flower.environment import library_versions, source_digest
 from ff_flower.errors import DataError, ModuleError, VerificationError
 from ff_flower.generative import FitOptions, GaussianMixtureModule, GenerativeModule, build_module
 from ff_flower.generative.base import Progress
-from ff_flower.metrics import classification_metrics
+from ff_flower.metrics import (
+    ClassificationMetrics,
+    classification_metrics,
+    confusion_counts,
+    metrics_of_counts,
+    rounded_rows,
+)
+from ff_flower.module_store import StoredFiles
 from ff_flower.registry import (
     Expectation,
     ModuleLimits,
@@ -35,6 +42,7 @@ from ff_flower.seeding import derive_seed
 from ff_flower.synthesis import SampleCache, SyntheticDataset, allocate, synthesize
 from ff_flower.vetting import Vetting
 
+from .resident import resident_set
 from .site import Site
 
 logger = logging.getLogger("flwr")
@@ -55,8 +63,8 @@ def fit_modules(spec: RunSpec, site: Site, device: torch.device) -> tuple[FitRep
     fallbacks: list[Fallback] = []
     declined = [] if len(site.own) else [NO_IMAGES]
     counts = torch.bincount(site.own.labels, minlength=site.splits.num_classes).tolist()
-    label_counts = {str(label): count for label, count in enumerate(counts) if count}
-    for label, count in ((int(label), count) for label, count in label_counts.items()):
+    label_counts = {str(label): site.told(count) for label, count in enumerate(counts) if count}
+    for label, count in ((int(label), counts[int(label)]) for label in label_counts):
         try:
             data = fit_module(spec, site, label, device)
         except ModuleError as error:
@@ -65,23 +73,24 @@ def fit_modules(spec: RunSpec, site: Site, device: torch.device) -> tuple[FitRep
             continue
         modules[str(label)] = module_id(data)
         files[modules[str(label)]] = data
-        if note := choose_kind(spec.module, site.kind, count)[1]:
+        if note := choose_kind(spec.module, site.kind, count, site.told(count))[1]:
             fallbacks.append(Fallback(label, note))
     work, memory = Interval(began, time.time()), peak_memory(device)
     return FitReport(site.partition, label_counts, modules, tuple(declined), work, tuple(fallbacks), memory), files
 
 
-def choose_kind(spec: ModuleSpec, kind: str, num_images: int) -> tuple[str, str]:
+def choose_kind(spec: ModuleSpec, kind: str, num_images: int, told: int | None = None) -> tuple[str, str]:
     """Return the kind of module for a class of ``num_images``, and a note that says why where it is not the ``kind`` wanted.
 
-    A class with fewer than ``network_images`` images gets a ``gaussian_mixture`` in the place of a network.
+    A class with fewer than ``network_images`` images gets a ``gaussian_mixture`` in the place of a network. The note says the
+    number that is ``told``, where it is another.
     """
     if num_images >= spec.network_images or not isinstance(spec.of_kind(kind), TrainingSpec):
         return kind, ""
     simple = GaussianMixtureModule.kind
     return (
         simple,
-        f"{simple} in the place of {kind}: {num_images} images, fewer than module.network-images = {spec.network_images}",
+        f"{simple} in the place of {kind}: {told or num_images} images, fewer than module.network-images = {spec.network_images}",
     )
 
 
@@ -96,8 +105,8 @@ def fit_module(spec: RunSpec, site: Site, label: int, device: torch.device) -> b
         When a checkpoint cannot be written.
     """
     info, images = site.splits.info, site.own.of_label(label).images
-    _check_count(len(images), spec.module)
-    kind, note = choose_kind(spec.module, site.kind, len(images))
+    _check_count(site, len(images), spec.module)
+    kind, note = choose_kind(spec.module, site.kind, len(images), site.told(len(images)))
     module = build_module(spec.module, info.shape, device, kind)
     seed = derive_seed(spec.seed, "module", site.partition, label)
     options = FitOptions(
@@ -116,10 +125,10 @@ def fit_module(spec: RunSpec, site: Site, label: int, device: torch.device) -> b
         label_name=info.classes[label],
         image_shape=info.shape,
         value_range=(0, 255),
-        num_examples=len(images),
-        owner=str(site.partition),
+        num_examples=site.told(len(images)),
+        owner=site.owner,
         dataset=info.name,
-        images_shown=module.images_shown,
+        images_shown=_images_shown(module, site, len(images)),
         root_seed=spec.seed,
         wire_dtype=spec.module.wire_dtype,
         libraries=library_versions(("torch", "numpy", "scikit-learn")),
@@ -129,10 +138,16 @@ def fit_module(spec: RunSpec, site: Site, label: int, device: torch.device) -> b
     return encode_module(module.state(), manifest, ModuleLimits.of_bytes(spec.trust.max_module_bytes))
 
 
-def _check_count(num_images: int, spec: ModuleSpec) -> None:
+def _images_shown(module: GenerativeModule[Any], site: Site, num_images: int) -> int:
+    """Return the images shown; whole passes over a class would tell its size, so they are told by its rounded size."""
+    passes, rest = divmod(module.images_shown, num_images)
+    return module.images_shown if rest else passes * site.told(num_images)
+
+
+def _check_count(site: Site, num_images: int, spec: ModuleSpec) -> None:
     if num_images < spec.min_images:
         raise ModuleError(
-            f"{num_images} images: a module needs at least {spec.min_images}; lower module.min-images or pool classes"
+            f"{site.told(num_images)} images: a module needs at least {spec.min_images}; lower module.min-images or pool classes"
         )
     if num_images == 1:
         raise ModuleError("1 image: a module of it would be the image itself; add images or pool classes")
@@ -190,7 +205,12 @@ def answer(
     """
     began = time.time()
     expectation = Expectation.of_run(spec, site.splits.info, policy)
-    synthetic = _synthesize(spec, site, files, device, signatures, expectation)
+    believed = [policy.required, sorted((owner, key.public_bytes_raw().hex()) for owner, key in policy.keys.items())]
+    signed = sorted((name, signature.hex()) for name, signature in signatures.items())
+    held = list(files) if isinstance(files, StoredFiles) else [[name, module_id(data)] for name, data in files.items()]
+    decided_by = [spec.flat(), held, signed, believed, site.splits.info.name, site.splits.info.classes, device.type]
+    key = combined_digest(json.dumps(decided_by))
+    synthetic, digest = resident_set(key, lambda: _synthesize(spec, site, files, device, signatures, expectation))
     synthesized = time.time()
     data, chances = real_and_synthetic(site.own, synthetic.data, spec.synthesis.own_class)
     network = fit_classifier(
@@ -202,7 +222,7 @@ def answer(
         device=device,
         weights=chances,
     )
-    account = score(site, network, device, synthesized, synthetic.digest(), Interval(began, synthesized))
+    account = score(site, network, device, synthesized, digest, Interval(began, synthesized))
     wanted = spec.consensus.split(",")
     logits = predict(network, synthetic.data.images, device) if "logits" in wanted else None
     return account, logits, dict(network.state_dict()) if "poe" in wanted else None
@@ -234,11 +254,18 @@ def score(
 ) -> Answer:
     """Return the account of a classifier whose training began at ``began``, scored on the test set."""
     test = site.splits.test
-    metrics = classification_metrics(predict(network, test.images, device), test.labels)
+    metrics = _scores(site, predict(network, test.images, device))
     logger.info("node %d: classifier reaches %.2f %% on the test set", site.partition, 100 * metrics.accuracy)
     return Answer(
         site.partition, metrics.as_dict(), synthetic_digest, Interval(began, time.time()), synthesis, peak_memory(device)
     )
+
+
+def _scores(site: Site, logits: Tensor) -> ClassificationMetrics:
+    """Score logits on the test set; from rounded counts where the node tells no exact ones."""
+    if site.count_granularity == 1:
+        return classification_metrics(logits, site.splits.test.labels)
+    return metrics_of_counts(rounded_rows(confusion_counts(logits, site.splits.test.labels), site.count_granularity))
 
 
 def _synthesize(

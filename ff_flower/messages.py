@@ -7,9 +7,11 @@ record                  kind           content
 ``request``             ConfigRecord   ``source-digest``, ``partitions`` still wanted, ``server-round``
 ``federation``          ConfigRecord   ``json``: the `Federation` of sites with images of their own, server to node
 ``modules``             ArrayRecord    module files by module_id, one uint8 Array each, both ways
+``references``          ConfigRecord   ``modules``: ids, in the place of the files where nodes and server share a store
 ``signatures``          ConfigRecord   owners' signatures by module_id, 64 bytes each, both ways; absent where there are none
 ``arrays``              ArrayRecord    classifier weights of the averaging methods, Flower's own name
 ``report``              ConfigRecord   ``json``: a `FitReport`, an `Answer`, an `Introduction` or a `Tally`, node to server
+``forget``              ConfigRecord   ``modules``: ids of forgotten modules, server to node; the report then is a `Forgotten`
 ``classifiers``         ArrayRecord    safetensors files of classifiers that sites score, server to node
 ``logits``              ArrayRecord    one safetensors file with float16 logits on the synthetic set
 ``weights``             ArrayRecord    one safetensors file with a classifier's weights
@@ -32,8 +34,9 @@ from .config import RunSpec, from_run_config
 from .environment import source_digest
 from .errors import RunError, VerificationError
 from .federation import Federation, Introduction, Tally
-from .reports import Answer, FitReport
-from .run_directory import weights_file
+from .module_store import REMEDY, ModuleStore, StoredFiles
+from .reports import Answer, FitReport, Forgotten
+from .run_directory import cache_root, weights_file
 
 FILE_TYPE = "safetensors"
 MAX_FILE_BYTES = 512 * 2**20
@@ -124,6 +127,44 @@ def read_files(content: RecordDict, record: str, max_bytes: int = MAX_FILE_BYTES
     return files
 
 
+def module_store(spec: RunSpec) -> ModuleStore:
+    """Return the folder of module files that ``transport = "reference"`` shares between the runs of a machine."""
+    return ModuleStore(cache_root(spec) / "modules")
+
+
+def shared_store(spec: RunSpec) -> ModuleStore | None:
+    """Return the store where nodes and server of a run leave module files; None where these travel in the messages."""
+    return module_store(spec) if spec.transport == "reference" else None
+
+
+def module_records(files: Mapping[str, bytes], store: ModuleStore | None) -> dict[str, ArrayRecord | ConfigRecord]:
+    """Return the record that brings module files by module_id: themselves, or their ids once the ``store`` holds them."""
+    if store is None:
+        return {"modules": file_record(files)}
+    absent = [name for name in files if not store.holds(name, MAX_FILE_BYTES)]
+    for name in absent:
+        store.put(files[name])
+    return {"references": ConfigRecord({"modules": ",".join(files)})}
+
+
+def read_modules(content: RecordDict, store: ModuleStore | None, max_bytes: int) -> Mapping[str, bytes]:
+    """Return the broadcast module files by the names they came under; those of a ``store`` are read, and refused, when used.
+
+    Raises
+    ------
+    VerificationError
+        Of `read_files`; of `ModuleStore.get` when a file is used.
+    """
+    if store is not None:
+        return _referenced(content, store, max_bytes)
+    return read_files(content, "modules", max_bytes)
+
+
+def count_modules(content: RecordDict) -> int:
+    """Return the bytes on the wire by which a message brings module files: theirs, or those of their ids."""
+    return count_bytes(content, "modules") + len(str(content.config_records.get("references", ConfigRecord()).get("modules", "")))
+
+
 def signature_record(signatures: Mapping[str, bytes]) -> dict[str, ConfigRecord]:
     """Return the record of signatures by module_id; none where there are no signatures."""
     return {"signatures": ConfigRecord({**signatures})} if signatures else {}
@@ -158,15 +199,21 @@ def told(partition: int, num_examples: int = 0, report: str = "") -> dict[str, A
     return {"metrics": metrics, "report": ConfigRecord({"json": report})}
 
 
-def fit_reply(report: FitReport, files: Mapping[str, bytes], signatures: Mapping[str, bytes] | None = None) -> RecordDict:
+def fit_reply(
+    report: FitReport,
+    files: Mapping[str, bytes],
+    signatures: Mapping[str, bytes] | None = None,
+    store: ModuleStore | None = None,
+) -> RecordDict:
     """Return a node's module files with its report, and its signatures by module_id where it signs."""
-    signed = signature_record(signatures or {})
-    return RecordDict({"modules": file_record(files), **signed, **told(report.partition, report.num_examples, report.to_json())})
+    brought = {**module_records(files, store), **signature_record(signatures or {})}
+    return RecordDict({**brought, **told(report.partition, report.num_examples, report.to_json())})
 
 
-def read_fit_reply(content: RecordDict) -> tuple[FitReport, dict[str, bytes]]:
-    """Return report and module files of a node; the files are not verified yet."""
-    return FitReport.from_json(_report(content)), read_files(content, "modules")
+def read_fit_reply(content: RecordDict, store: ModuleStore | None = None) -> tuple[FitReport, dict[str, bytes]]:
+    """Return report and module files of a node, from the ``store`` where the run has one; what they hold is not verified yet."""
+    report = FitReport.from_json(_report(content))
+    return report, read_files(content, "modules") if store is None else dict(_referenced(content, store, MAX_FILE_BYTES))
 
 
 def answer_reply(answer: Answer, num_examples: int, logits: Tensor | None, weights: Mapping[str, Tensor] | None) -> RecordDict:
@@ -204,12 +251,44 @@ def read_tally(content: RecordDict) -> Tally:
     return Tally.from_json(_report(content))
 
 
+def forget_records(spec: RunSpec, module_ids: Iterable[str], federation: Federation | None = None) -> RecordDict:
+    """Return the records that tell nodes to drop every copy of these modules, and of whom ``spec`` excludes."""
+    content = request_records(spec, (), federation=federation)
+    content["forget"] = ConfigRecord({"modules": ",".join(sorted(module_ids))})
+    return content
+
+
+def read_forget(content: RecordDict) -> tuple[str, ...]:
+    """Return the ids of the modules that are to be forgotten; RunError where the record is not there."""
+    text = content.config_records.get("forget", ConfigRecord()).get("modules")
+    if not isinstance(text, str):
+        raise RunError(f"a message with records {sorted(content)}: must have 'forget'; send what forget_records returns")
+    return tuple(part for part in text.split(",") if part)
+
+
+def forgotten_reply(account: Forgotten) -> RecordDict:
+    """Return a node's account of what it dropped."""
+    return RecordDict(told(account.partition, 0, account.to_json()))
+
+
+def read_forgotten(content: RecordDict) -> Forgotten:
+    """Return a node's account of what it dropped (VerificationError where it is none)."""
+    return Forgotten.from_json(_report(content))
+
+
 def read_tensors(data: bytes) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file; `VerificationError` (rule ``safetensors``) where it is none."""
     try:
         return dict(load_tensors(data))
     except SafetensorError as error:
         raise VerificationError("safetensors", str(error)) from error
+
+
+def _referenced(content: RecordDict, store: ModuleStore, max_bytes: int) -> StoredFiles:
+    names = content.config_records.get("references", ConfigRecord()).get("modules")
+    if not isinstance(names, str):
+        raise VerificationError("references", f"the message has no record 'references' with a text 'modules'; {REMEDY}")
+    return StoredFiles(store, [name for name in names.split(",") if name], max_bytes)
 
 
 def _report(content: RecordDict) -> str:

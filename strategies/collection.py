@@ -38,9 +38,13 @@ class Collection:
         Where files, reports and receipts are kept.
     ledger : Ledger
         Notes every upload.
+    owners : sequence of str, optional
+        Names of the owners by partition; without them a partition's number is its owner's name.
 
     Attributes
     ----------
+    participants : list of int
+        Partitions of the owners who take part, ascending.
     registry : ModuleRegistry
         The verified modules.
     reports : dict from int to FitReport
@@ -56,8 +60,12 @@ class Collection:
         When the settings of the run's kind of module cannot take the images, or the owners' public keys cannot be read.
     """
 
-    def __init__(self, spec: RunSpec, info: DatasetInfo, directory: RunDirectory, ledger: Ledger) -> None:
+    def __init__(
+        self, spec: RunSpec, info: DatasetInfo, directory: RunDirectory, ledger: Ledger, owners: Sequence[str] | None = None
+    ) -> None:
         self.spec, self.info, self.directory, self.ledger = spec, info, directory, ledger
+        self.owners = owners or [str(partition) for partition in range(spec.num_clients)]
+        self.participants = [p for p, owner in enumerate(self.owners) if owner not in spec.exclusion.owners]
         policy = SignaturePolicy.read(spec.trust.public_keys, spec.trust.require_signature)
         self.expectation = Expectation.of_run(spec, info, policy)
         self.registry = ModuleRegistry(directory.path / "modules", ModuleLimits.of_bytes(spec.trust.max_module_bytes))
@@ -68,9 +76,8 @@ class Collection:
 
     def resume(self) -> set[int]:
         """Take over what stands verified in the run directory; return the partitions whose modules are still wanted."""
-        partitions = self.spec.participants
-        self.reports = {p: report for p in partitions if (report := self._kept_report(p)) is not None}
-        return set(partitions) - set(self.reports)
+        self.reports = {p: report for p in self.participants if (report := self._kept_report(p)) is not None}
+        return set(self.participants) - set(self.reports)
 
     def receive(self, partition: int, content: RecordDict) -> list[Failure]:
         """Register one node's files; the failures are empty, or say why the node's whole reply is refused."""
@@ -79,7 +86,7 @@ class Collection:
             signatures = read_signatures(content, files)
             if report.partition != partition or set(report.modules.values()) != set(files):
                 raise VerificationError("report", "it does not name the partition and the files it came with")
-            if excluded := [label for label in report.modules if self.spec.exclusion.covers(str(partition), int(label))]:
+            if excluded := [label for label in report.modules if self.spec.exclusion.covers(self.owners[partition], int(label))]:
                 raise VerificationError("excluded", f"modules of labels {', '.join(excluded)}, which take no part")
         except VerificationError as error:
             return [Failure(partition, str(error))]
@@ -170,7 +177,7 @@ class Collection:
     def _register(self, data: bytes, report: FitReport, signature: bytes | None) -> RegisteredModule | None:
         partition = report.partition
         try:
-            module = self.registry.add(data, replace(self.expectation, owner=str(partition)), signature)
+            module = self.registry.add(data, replace(self.expectation, owner=self.owners[partition]), signature)
             try:
                 self._check_claims(module, report)
             except VerificationError:

@@ -2,8 +2,10 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -30,6 +32,7 @@ from ff_flower.synthesis import SampleCache, SyntheticDataset, allocate, synthes
 
 from .federated_factory import FederatedFactory
 from .outcome import Outcome
+from .scoring import Voters
 
 logger = logging.getLogger("flwr")
 
@@ -48,12 +51,15 @@ class Consensus:
         Takes the results.
     device : torch.device
         Where to work.
+    waiting : list of Voters
+        Takes the classifiers that sites are to score, where the server has no test set.
     """
 
     strategy: FederatedFactory
     splits: Splits
     outcome: Outcome
     device: torch.device
+    waiting: list[Voters] = field(default_factory=list)
 
     @property
     def spec(self) -> RunSpec:
@@ -69,10 +75,11 @@ class Consensus:
         """Make every result that the run's modules and answers allow."""
         began = time.time()
         synthetic = self._synthesize()
+        self.outcome.synthetic_digest = synthetic.digest()
         self.outcome.seconds["server-synthesis"] = time.time() - began
         self._draw_grids(synthetic)
         server = self._classifier("server", self.strategy.modules_digest(), lambda: self._fit_server(synthetic))
-        self.outcome.record("server", self._score(server), up=["modules"])
+        self._record("server", [server], ("modules",))
         self._pool(synthetic)
 
     def _pool(self, synthetic: SyntheticDataset) -> None:
@@ -80,14 +87,13 @@ class Consensus:
         if not answers:
             return
         scores = [ClassificationMetrics.from_dict(answer.metrics) for answer in answers.values()]
-        self.outcome.record("client_mean", mean_metrics(scores), up=["modules"], down=["modules"])
+        where = {"scored_on": "sites"} if self.spec.data.own else {}
+        self.outcome.record("client_mean", mean_metrics(scores) | where, up=["modules"], down=["modules"])
         self._compare_digests(synthetic)
         consensus = self.spec.consensus.split(",")
         experts = self._experts() if "poe" in consensus else []
         if experts:
-            test = product_of_experts([predict(expert, self.splits.test.images, self.device) for expert in experts])
-            metrics = classification_metrics(test, self.splits.test.labels)
-            self.outcome.record("product_of_experts", metrics, up=["modules", "weights"], down=["modules"])
+            self._record("product_of_experts", experts, ("modules", "weights"), ("modules",))
         if "logits" in consensus:
             if logits := self._logits(len(synthetic)):
                 self._distil(synthetic, product_of_experts(logits), "logits")
@@ -99,8 +105,7 @@ class Consensus:
         inputs = combined_digest(self.strategy.modules_digest(), *(str(p) for p in self.strategy.answers), carried_by)
         kept = self._agreed(synthetic, teacher)
         student = self._classifier("student", inputs, lambda: self._fit_student(synthetic, teacher, kept))
-        scores = self._score(student).as_dict() | {"images_left_out": int((~kept).sum())}
-        self.outcome.record("student", scores, up=["modules", carried_by], down=["modules"])
+        self._record("student", [student], ("modules", carried_by), ("modules",), {"images_left_out": int((~kept).sum())})
 
     def _agreed(self, synthetic: SyntheticDataset, teacher: Tensor) -> Tensor:
         """Return (n,) bool: the images on which the pooled classifiers agree with the label, or the whole class."""
@@ -186,11 +191,27 @@ class Consensus:
     def _untrained(self, seed: int) -> nn.Module:
         return build_classifier(self.spec.classifier, self.splits.info.shape[0], self.splits.num_classes, seed)
 
-    def _score(self, network: nn.Module) -> ClassificationMetrics:
-        return classification_metrics(predict(network, self.splits.test.images, self.device), self.splits.test.labels)
+    def _record(
+        self,
+        name: str,
+        networks: Sequence[nn.Module],
+        up: tuple[str, ...],
+        down: tuple[str, ...] = (),
+        extra: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Score classifiers, several as a product of experts, on the test set; without one they wait for the sites."""
+        test = self.splits.test
+        if self.spec.data.own and not len(test):
+            self.waiting.append(Voters(name, tuple(networks), up, down, extra))
+            return
+        logits = [predict(network, test.images, self.device) for network in networks]
+        metrics = classification_metrics(logits[0] if len(logits) == 1 else product_of_experts(logits), test.labels)
+        where = {"scored_on": "server-test"} if self.spec.data.own else {}
+        self.outcome.record(name, metrics.as_dict() | dict(extra) | where, up=up, down=down)
 
     def _compare_digests(self, synthetic: SyntheticDataset) -> None:
-        other = [p for p, answer in self.strategy.answers.items() if answer.synthetic_digest != synthetic.digest()]
+        digest = synthetic.digest()
+        other = [p for p, answer in self.strategy.answers.items() if answer.synthetic_digest != digest]
         if other:
             self._note(
                 f"the synthetic sets of nodes {other} agree with the server's up to rounding only (other hardware); "

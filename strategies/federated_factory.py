@@ -10,7 +10,7 @@ from flwr.serverapp.strategy import Strategy
 
 from ff_flower.config import RunSpec
 from ff_flower.data import DatasetInfo
-from ff_flower.errors import VerificationError
+from ff_flower.errors import RunError, VerificationError
 from ff_flower.messages import (
     count_modules,
     module_records,
@@ -25,6 +25,7 @@ from ff_flower.reports import Answer
 from ff_flower.run_directory import RunDirectory, combined_digest
 
 from .collection import Collection
+from .introductions import Roll
 from .nodes import Failure, check_answer, in_partition_order, missing_nodes, wait_for_nodes
 
 logger = logging.getLogger("flwr")
@@ -49,6 +50,8 @@ class FederatedFactory(Strategy):
         Notes every transfer.
     device : torch.device
         Where samples are drawn for vetting.
+    roll : Roll, optional
+        The sites that take part, where nodes bring their own images.
 
     Raises
     ------
@@ -56,13 +59,22 @@ class FederatedFactory(Strategy):
         When the settings of the run's kind of module cannot take the images.
     """
 
-    def __init__(self, spec: RunSpec, info: DatasetInfo, directory: RunDirectory, ledger: Ledger, device: torch.device) -> None:
-        self.spec, self.info, self.directory, self.ledger = spec, info, directory, ledger
-        self.collection = Collection(spec, info, directory, ledger)
+    def __init__(
+        self,
+        spec: RunSpec,
+        info: DatasetInfo,
+        directory: RunDirectory,
+        ledger: Ledger,
+        device: torch.device,
+        roll: Roll | None = None,
+    ) -> None:
+        self.spec, self.info, self.directory, self.ledger, self.roll = spec, info, directory, ledger, roll
+        self.federation = roll.federation if roll else None
+        self.collection = Collection(spec, info, directory, ledger, roll.owners(spec.num_clients) if roll else None)
         self.device = device
         self.answers: dict[int, Answer] = {}
         self.missing: list[Failure] = []
-        self._excluded = set(range(spec.num_clients)) - set(spec.participants)
+        self._excluded = set(range(spec.num_clients)) - set(self.collection.participants)
         self._node_ids: dict[int, int] = {}
         self._failures: list[Failure] = []
         self._asked: list[int] = []
@@ -73,6 +85,21 @@ class FederatedFactory(Strategy):
         logger.info("\t├──> %d nodes, %s modules, %s", spec.num_clients, spec.module.kind, spec.data.name)
         logger.info("\t└──> synthesis at the %s, consensus: %s", spec.synthesis.site, spec.consensus)
 
+    def restore(self) -> None:
+        """Take over modules and answers that stand verified in the run directory, as a round does that has nobody to ask.
+
+        Raises
+        ------
+        RunError
+            Where a node would have to be asked, or too little is there to go on.
+        """
+        wanted = {*self.collection.resume(), *self._unanswered()}
+        if wanted:
+            raise RunError(f"nodes {sorted(wanted)} must be asked, and no federation is at hand; run the spec in Flower")
+        self.collection.withdraw_unreported()
+        self.collection.vet(self.device)
+        self.collection.check_enough([])
+
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """Ask the nodes whose modules are not registered yet to fit them."""
         wanted = self.collection.resume()
@@ -80,9 +107,12 @@ class FederatedFactory(Strategy):
             logger.info("fit: all modules and answers are registered and verified, nothing to ask")
             self._asked = []
             return []
-        self._asked = wait_for_nodes(grid, self.spec.num_clients, spare=len(self._excluded))
+        if self.roll:
+            self._asked = list(self.roll.nodes.values())
+        else:
+            self._asked = wait_for_nodes(grid, self.spec.num_clients, spare=len(self._excluded))
         logger.info("fit: %d of %d nodes have modules to fit", len(wanted), self.spec.num_clients)
-        content = request_records(self.spec, wanted, server_round)
+        content = request_records(self.spec, wanted, server_round, self.federation)
         return [Message(content, dst_node_id=node, message_type=MessageType.TRAIN) for node in self._asked]
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
@@ -94,13 +124,15 @@ class FederatedFactory(Strategy):
             With fewer than ``min_modules`` modules or ``min_classes`` classes.
         """
         replies = list(replies)
-        contents, failures = in_partition_order(replies, self._asked, self.spec.num_clients)
+        introduced = {node: partition for partition, node in self.roll.nodes.items()} if self.roll else None
+        contents, failures = in_partition_order(replies, self._asked, self.spec.num_clients, introduced)
         self._node_ids = {
             p: m.metadata.src_node_id for m in replies if m.has_content() for p, c in contents.items() if c is m.content
         }
         for partition, content in contents.items():
             if partition not in self.collection.reports and partition not in self._excluded:
                 failures += self.collection.receive(partition, content)
+        failures += self.roll.refused if self.roll else ()
         self._failures = failures
         self.missing = missing_nodes(failures, {*self.collection.reports, *self._excluded}, self.spec.num_clients)
         for failure in self.missing:
@@ -119,16 +151,16 @@ class FederatedFactory(Strategy):
         if not wanted:
             self._asked = []
             return []
-        content = request_records(self.spec, wanted, server_round)
+        content = request_records(self.spec, wanted, server_round, self.federation)
         content.update(module_records(self.collection.registry.files(), shared_store(self.spec)))
         content.update(signature_record(signatures := self.collection.registry.signatures()))
         receivers = {partition: self._node_ids[partition] for partition in wanted if partition in self._node_ids}
         self._asked = list(receivers.values())
-        num_bytes = count_modules(content)
+        num_bytes, set_bytes = count_modules(content), self.collection.registry.num_bytes()
         for partition in receivers:
             self.ledger.add("down", "modules", num_bytes, partition, server_round)
             if "modules" not in content:
-                self.ledger.add("read", "modules-down", self.collection.registry.num_bytes, partition, server_round)
+                self.ledger.add("read", "modules-down", set_bytes, partition, server_round)
             if signatures:
                 self.ledger.add("down", "signatures", sum(len(one) for one in signatures.values()), partition, server_round)
         logger.info(
@@ -167,11 +199,11 @@ class FederatedFactory(Strategy):
         """Return the partitions whose answers are wanted and not in the run directory, and read those that are."""
         if self.spec.synthesis.site == "server":
             return []
-        for partition in self.spec.participants:
+        for partition in self.collection.participants:
             if self.directory.is_done(f"answer-{partition}", self.answer_inputs(partition)):
                 text = (self.directory.path / f"nodes/{partition}/answer.json").read_text()
                 self.answers[partition] = Answer.from_json(text)
-        return [partition for partition in self.spec.participants if partition not in self.answers]
+        return [partition for partition in self.collection.participants if partition not in self.answers]
 
     def _keep_answer(self, partition: int, content: RecordDict) -> None:
         answer, files = read_answer(content)

@@ -96,7 +96,7 @@ class LocalGrid(Grid):
             message.metadata.__dict__["_message_id"] = f"message-{number}"
             reply: Message | None = self.app(message, context)
             assert isinstance(reply, Message), "a ClientApp that returns anything else stalls its node"
-            if reply.has_content() and read_files(reply.content, "modules"):
+            if reply.has_content() and (read_files(reply.content, "modules") or "references" in reply.content):
                 self.fitted.append(partition)
             reply = self.tamper(partition, reply) if self.tamper else reply
             if reply is not None:

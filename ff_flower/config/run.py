@@ -136,6 +136,9 @@ class RunSpec(Spec):
         Seconds the server waits for the nodes to connect.
     timeout : float
         Seconds the server waits for the replies of one step.
+    transport : str
+        ``inline``: module files travel in the messages; ``reference``: their ids do, and the files lie in ``cache/modules`` under
+        ``out``, for nodes and a server that share this folder (simulation, one cluster). The results are the same bytes.
     threads : int
         Torch threads of a node; results are equal to the last bit only for equal numbers.
     server_threads : int
@@ -158,6 +161,7 @@ class RunSpec(Spec):
     min_classes: Count = 2
     connect_timeout: Positive = 60.0
     timeout: Positive = 7200.0
+    transport: Literal["inline", "reference"] = "inline"
     threads: int = Field(default=1, ge=1, le=1024)
     server_threads: int = Field(default=0, ge=0, le=1024)
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -201,10 +205,15 @@ class RunSpec(Spec):
 
     def digest(self) -> str:
         """Return the SHA-256 of everything that can change a result (not where it is written or how long to wait)."""
-        aside = {"out", "timeout", "connect-timeout", "data.root", "data.download", "trust.public-keys"}
+        aside = {"out", "timeout", "connect-timeout", "transport", "data.root", "data.download", "trust.public-keys"}
         aside |= {"module.checkpoint-seconds"}
         kept = {key: value for key, value in self.flat().items() if key not in aside}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def partition_name(self) -> str:
+        """How images came to be where they are: the kind of the partition, or ``sites`` that bring their own."""
+        return OWN if self.data.own else self.partition.kind
 
     def for_nodes(self) -> "RunSpec":
         """Return what nodes are sent: those of a deployment know their own folders, and nothing of the server's."""

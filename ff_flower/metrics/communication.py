@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-Direction = Literal["up", "down"]
+Direction = Literal["up", "down", "read"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Ledger:
         return sum(t.num_bytes for t in self.transfers if t.direction == direction and (wanted is None or t.what in wanted))
 
     def totals(self) -> dict[str, int]:
-        """Return ``up`` and ``down``, and each kind's share as ``modules-up`` and so on."""
+        """Return ``up`` and ``down``, and each kind's share as ``modules-up``, ``modules-up-read`` and so on."""
         totals = {"up": self.total("up"), "down": self.total("down")}
         for direction, what in sorted({(t.direction, t.what) for t in self.transfers}):
             totals[f"{what}-{direction}"] = self.total(direction, [what])

@@ -11,7 +11,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -146,6 +146,14 @@ class ModuleRegistry:
                 self.quarantine(module.read(), error, source=module.path.name)
                 self.remove(module.module_id)
 
+    def files(self) -> Mapping[str, bytes]:
+        """Return the module files by module_id, in the modules' order, each read when it is asked for."""
+        return _Files(self)
+
+    def num_bytes(self) -> int:
+        """Return the size of all module files together."""
+        return sum(module.num_bytes for module in self)
+
     def signatures(self) -> dict[str, bytes]:
         """Return the kept signatures by module_id, in the modules' order."""
         kept = ((module.module_id, module.signature()) for module in self)
@@ -263,6 +271,20 @@ class ModuleRegistry:
         self.quarantine(data, error, source=path.name)
         path.unlink()
         path.with_suffix(SIGNATURE_SUFFIX).unlink(missing_ok=True)
+
+
+class _Files(Mapping[str, bytes]):
+    def __init__(self, registry: ModuleRegistry) -> None:
+        self._modules = {module.module_id: module for module in registry}
+
+    def __getitem__(self, module_id: str) -> bytes:
+        return self._modules[module_id].read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
 
 
 def _check_digest(data: bytes, expected: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..config import Exclusion, RunSpec
 from ..errors import RunError, VerificationError
+from ..module_store import ModuleStore
 from ..registry import ModuleRegistry, Refusal, decode_module
 from ..reports import FitReport
 from ..run_directory import RunDirectory, cache_root
@@ -68,12 +69,14 @@ def traces(run: Path, caches: Iterable[Path], exclusion: Exclusion, module_ids: 
     for cache in caches:
         copies = [*_fits(cache, exclusion)]
         copies += [path for module_id in sorted(module_ids) for path in _files(cache / "samples" / module_id)]
+        copies += [path for path in _files(cache / "modules") if path.stem in module_ids]
+        copies += [path for path in _files(cache / "modules") if path.stem in module_ids]
         found |= {f"cache/{path.relative_to(cache).as_posix()}": path for path in copies}
     return found
 
 
 def drop_copies(cache: Path, exclusion: Exclusion, module_ids: Collection[str]) -> tuple[dict[str, int], int]:
-    """Delete cached samples of forgotten modules, and unfinished fits of forgotten owners; a node does it when it is told to.
+    """Delete samples and shared files of forgotten modules, and unfinished fits of forgotten owners; a node does it when told.
 
     Returns
     -------
@@ -83,6 +86,7 @@ def drop_copies(cache: Path, exclusion: Exclusion, module_ids: Collection[str]) 
     samples = {module_id: len(_files(cache / "samples" / module_id)) for module_id in sorted(module_ids)}
     for module_id in samples:
         SampleCache(cache / "samples").remove(module_id)
+        ModuleStore(cache / "modules").remove(module_id)
     fits = _fits(cache, exclusion)
     for path in fits:
         path.unlink(missing_ok=True)

@@ -1,0 +1,85 @@
+"""The shared store: what is put in comes out, and nothing else does."""
+
+import hashlib
+import os
+
+import pytest
+
+from ff_flower.errors import RunError, VerificationError
+from ff_flower.module_store import ModuleStore, StoredFiles
+
+DATA = b"a module file"
+NAME = hashlib.sha256(DATA).hexdigest()
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Return a store whose folder does not exist yet."""
+    return ModuleStore(tmp_path / "modules")
+
+
+def test_a_file_comes_back_under_its_hash(store):
+    """What is put is returned under its SHA-256, putting it again changes nothing, and what is removed is gone."""
+    assert store.put(DATA) == store.put(DATA) == NAME
+    assert [path.name for path in store.folder.iterdir()] == [f"{NAME}.safetensors"]
+    assert store.get(NAME, len(DATA)) == DATA
+    assert (store.remove(NAME), store.remove(NAME), store.holds(NAME, 100)) == (True, False, False)
+
+
+def test_a_damaged_file_is_refused_and_then_replaced(store):
+    """Bytes that do not hash to their name break the rule digest, and give way to the right ones."""
+    store.put(DATA)
+    (store.folder / f"{NAME}.safetensors").write_bytes(DATA[::-1])
+    with pytest.raises(VerificationError, match=r'^digest: .* hashes to .*; send the files .* transport = "inline"'):
+        store.get(NAME, 100)
+    store.put(DATA)
+    assert store.get(NAME, 100) == DATA
+
+
+def test_a_file_beyond_the_limit_is_not_read(store):
+    """A file of one byte more than may be read breaks the rule size."""
+    store.put(DATA)
+    with pytest.raises(VerificationError, match=r"^size: "):
+        store.get(NAME, len(DATA) - 1)
+
+
+@pytest.mark.parametrize("name", ["../secret", "a" * 63, NAME.upper(), NAME + "/..", ""])
+def test_a_name_that_is_no_hash_opens_nothing(store, name):
+    """Only 64 hexadecimal digits name a file."""
+    with pytest.raises(VerificationError, match=r"^store: .* is no module id"):
+        store.get(name, 100)
+
+
+def test_neither_links_nor_pipes_are_followed(store, tmp_path):
+    """A link to the right bytes, a pipe, a folder and an absent file all break the rule store, at once."""
+    (tmp_path / "elsewhere").write_bytes(DATA)
+    store.folder.mkdir()
+    path = store.folder / f"{NAME}.safetensors"
+    for make, undo in [
+        (lambda: path.symlink_to(tmp_path / "elsewhere"), path.unlink),
+        (lambda: os.mkfifo(path), path.unlink),
+        (path.mkdir, path.rmdir),
+        (lambda: None, lambda: None),
+    ]:
+        make()
+        with pytest.raises(VerificationError, match=r'^store: .* is not in the shared store .* transport = "inline"'):
+            store.get(NAME, 100)
+        undo()
+
+
+def test_a_store_that_cannot_be_written_says_so(tmp_path):
+    """Where the folder cannot be made the error names it, and no part of the file stays."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"cannot be written .*; free some space, or .* transport"):
+        ModuleStore(tmp_path / "file").put(DATA)
+
+
+def test_stored_files_are_a_mapping_of_what_is_named(store):
+    """Names come once, in order; each is read when it is asked for, and others are absent even if the store holds them."""
+    other = store.put(b"another")
+    files = StoredFiles(store, [NAME, other, NAME], 100)
+    assert (list(files), len(files), files[other]) == ([NAME, other], 2, b"another")
+    with pytest.raises(VerificationError, match=r"^store: "):
+        files[NAME]
+    with pytest.raises(KeyError):
+        StoredFiles(store, [NAME], 100)[other]
