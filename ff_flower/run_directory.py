@@ -47,7 +47,7 @@ def cache_root(spec: RunSpec) -> Path:
 def run_path(spec: RunSpec) -> Path:
     """Return the run directory that belongs to ``spec``, whether or not it exists."""
     data = re.sub(r"[^A-Za-z0-9]+", "-", Path(spec.data.name.partition(":")[2] or spec.data.name).stem)
-    return output_root(spec) / f"{data}-{spec.method}-{spec.partition.kind}-seed{spec.seed}-{spec.digest()[:10]}"
+    return output_root(spec) / f"{data}-{spec.method}-{spec.partition_name}-seed{spec.seed}-{spec.digest()[:10]}"
 
 
 def read_spec(run: Path) -> dict[str, Scalar]:

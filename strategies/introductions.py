@@ -46,6 +46,10 @@ class Roll:
     refused: tuple[Failure, ...]
     notes: tuple[str, ...]
 
+    def owners(self, num_clients: int) -> list[str]:
+        """Return the sites' names by partition; a place that nobody has taken is nobody's: an empty name."""
+        return [*self.federation.sites, *[""] * (num_clients - len(self.federation.sites))]
+
     def counts(self, num_clients: int) -> np.ndarray:
         """Return int64 (num_clients, K): training images per site and class, as the sites rounded them."""
         counts = np.zeros((num_clients, len(self.federation.classes)), dtype=np.int64)
@@ -55,21 +59,27 @@ class Roll:
         return counts
 
 
-def call_roll(grid: Grid, spec: RunSpec, directory: RunDirectory) -> Roll:
+def call_roll(grid: Grid | None, spec: RunSpec, directory: RunDirectory) -> Roll:
     """Ask every connected node who it is, and give the sites their partitions, kept in the run directory.
+
+    Without a grid the roll is that of the run directory, with nobody connected. Owners that the spec excludes need not be there.
 
     Raises
     ------
     RunError
         With fewer sites than ``min_nodes`` (0: than ``num_clients``), naming why the others do not take part.
     """
-    least = spec.min_nodes or spec.num_clients
+    known, earlier = _kept(directory)
+    if grid is None:
+        if known is None:
+            raise RunError(f"{directory.path}: no site has introduced itself yet; run the spec in Flower")
+        return Roll(known, {}, earlier, (), ())
+    least = max(1, (spec.min_nodes or spec.num_clients) - len(spec.exclusion.owners))
     standstill = STANDSTILL_SECONDS if spec.data.sites else spec.connect_timeout
     nodes = wait_for_nodes(grid, spec.num_clients, spec.connect_timeout, standstill, spare=spec.num_clients - least)
     content = request_records(spec, ())
     messages = [Message(content, dst_node_id=node, message_type="query.introduce") for node in nodes]
     told, failures = _read_replies(list(grid.send_and_receive(messages, timeout=spec.timeout)), nodes)
-    known, earlier = _kept(directory)
     enrolment = enrol(list(told.values()), spec.num_clients, class_names(spec.data.classes), known)
     federation, refused = enrolment.federation, dict(enrolment.refused)
     failures += [Failure(-1, f"site {name!r} is refused: {reason}") for name, reason in enrolment.refused]
@@ -81,6 +91,8 @@ def call_roll(grid: Grid, spec: RunSpec, directory: RunDirectory) -> Roll:
         reasons = "; ".join(sorted({failure.reason for failure in failures})) or "no more are connected"
         remedy = "" if spec.min_nodes else " (all; min-nodes allows fewer)"
         raise RunError(f"{len(present)} of {spec.num_clients} sites take part, {least} must{remedy}: {reasons}")
+    if known and known.classes != federation.classes:  # a classifier for fewer classes is none for these
+        directory.withdraw([stage for stage in directory.receipts() if not stage.startswith("fit-")])
     kept = {"federation": federation.model_dump(), "introductions": [one.model_dump() for one in introductions.values()]}
     directory.write_json(KEPT, kept)
     for partition in sorted(present):

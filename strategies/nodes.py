@@ -86,7 +86,7 @@ def in_partition_order(
     num_clients : int
         Number of partitions; a reply must come from one of 0 to ``num_clients - 1``.
     partitions : mapping from int to int, optional
-        Partition by node id, where the server knows it, to say whose a failure is.
+        Partition by node id, where the server knows it, to say whose a failure is; such a node may claim no other.
 
     Returns
     -------
@@ -104,10 +104,12 @@ def in_partition_order(
             failures.append(Failure(known.get(node, -1), last_line(message.error.reason or "")))
             continue
         partition = message.content.metric_records.get("metrics", MetricRecord()).get("partition-id")
-        if isinstance(partition, int) and 0 <= partition < num_clients:
-            claims[partition].append(message.content)
-        else:
+        if not isinstance(partition, int) or not 0 <= partition < num_clients:
             failures.append(Failure(known.get(node, -1), f"partition-id {partition!r}: it must be 0 to {num_clients - 1}"))
+        elif known.get(node, partition) != partition:
+            failures.append(Failure(known[node], f"partition-id {partition}: it is {known[node]}'s node; it sends its own only"))
+        else:
+            claims[partition].append(message.content)
     for partition, several in claims.items():
         if len(several) > 1:
             reason = f"partition-id {partition} is claimed by {len(several)} nodes: give every SuperNode its own"

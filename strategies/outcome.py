@@ -9,6 +9,7 @@ from ff_flower.data import DatasetInfo
 from ff_flower.metrics import ClassificationMetrics, Ledger
 from ff_flower.run_directory import RunDirectory
 
+from .introductions import Roll
 from .nodes import Failure
 
 
@@ -40,6 +41,13 @@ class Outcome:
         Anything else that a reader of the results should know.
     peak_memory : int
         Most bytes that a node's process held, see `FitReport`; 0 where no node told.
+    labels : tuple of int, optional
+        Classes that have a module, which are the label table of the results. A classifier keeps an output for every class of the
+        data set all the same, since labels are part of module files; None where there are no modules.
+    synthetic_digest : str
+        SHA-256 of the server's synthetic set; empty where it made none.
+    roll : Roll or None
+        The sites, where nodes bring their own images.
     """
 
     spec: RunSpec
@@ -55,6 +63,9 @@ class Outcome:
     fallbacks: list[dict[str, object]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     peak_memory: int = 0
+    labels: tuple[int, ...] | None = None
+    synthetic_digest: str = ""
+    roll: Roll | None = None
 
     def record(
         self, name: str, metrics: ClassificationMetrics | Mapping[str, Any], up: Sequence[str] = (), down: Sequence[str] = ()
@@ -74,17 +85,24 @@ class Outcome:
         sent = {"up": self.ledger.total("up", up), "down": self.ledger.total("down", down)}
         self.results[name] = values | {"bytes": sent}
 
+    def _labels(self) -> Sequence[int]:
+        return range(len(self.info.classes)) if self.labels is None else self.labels
+
     def write(self, total_seconds: float) -> None:
         """Write ``metrics.json`` and ``ledger.jsonl``."""
         spec = self.spec
         values = {
             "method": spec.method,
             "dataset": self.info.name,
-            "partition": spec.partition.kind,
+            "partition": spec.partition_name,
             "seed": spec.seed,
             "spec_digest": spec.digest(),
             "num_clients": spec.num_clients,
             "classes": list(self.info.classes),
+            "sites": list(self.roll.federation.sites) if self.roll else [],
+            "label_table": {str(label): self.info.classes[label] for label in self._labels()},
+            "excluded": spec.exclude.split(",") if spec.exclude else [],
+            "synthetic_digest": self.synthetic_digest,
             "results": self.results,
             "seconds": {"total": round(total_seconds, 2)} | {name: round(value, 2) for name, value in self.seconds.items()},
             "bytes": self.ledger.totals(),

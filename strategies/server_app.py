@@ -4,24 +4,27 @@ import logging
 import time
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from ff_flower.accelerator import prepare
 from ff_flower.config import RunSpec, from_run_config
-from ff_flower.data import Splits, cached_partition_indices, label_distribution, load_splits
-from ff_flower.errors import FederatedFactoryError
+from ff_flower.data import Splits, load_splits
+from ff_flower.errors import FederatedFactoryError, RunError
 from ff_flower.figures import label_distribution_figure
 from ff_flower.metrics import Ledger
 from ff_flower.reports import busy_seconds
-from ff_flower.run_directory import RunDirectory, cache_root
+from ff_flower.run_directory import RunDirectory
+from ff_flower.unlearning import honour
 
 from .baselines import run_averaging, run_centralized, run_local
 from .consensus import Consensus
 from .federated_factory import FederatedFactory
+from .forgetting import tell_nodes
+from .holdings import survey
 from .outcome import Outcome
+from .scoring import score_at_sites
 
 logger = logging.getLogger("flwr")
 app = ServerApp()
@@ -37,8 +40,17 @@ def main(grid: Grid, context: Context) -> None:
         raise
 
 
-def run(grid: Grid, spec: RunSpec) -> RunDirectory:
+def run(grid: Grid | None, spec: RunSpec) -> RunDirectory:
     """Run ``spec`` on the nodes of ``grid``, and return its run directory.
+
+    What the run directory has forgotten takes no part, whatever the spec says; see `ff_flower.unlearning`.
+
+    Parameters
+    ----------
+    grid : Grid, optional
+        The nodes; without them only what the server alone can make from its modules is made.
+    spec : RunSpec
+        What to run.
 
     Raises
     ------
@@ -46,20 +58,27 @@ def run(grid: Grid, spec: RunSpec) -> RunDirectory:
         When the spec does not fit the images, or too little arrives to go on.
     """
     began = time.time()
-    splits = load_splits(spec.data, spec.seed)
+    splits = None if spec.data.own else load_splits(spec.data, spec.seed)
     directory = RunDirectory.open(spec)
     logger.info("run directory: %s", directory.path)
+    spec = honour(directory, spec)
     if directory.is_done("run", spec.digest()):
         logger.info("every stage of this spec is done and verified; nothing to do")
         return directory
-    parts = _partition(spec, splits)
+    holdings = survey(grid, spec, directory, splits)
+    splits, counts = holdings.splits, holdings.counts
     device = prepare(spec, spec.server_threads)
-    outcome = Outcome(spec, splits.info, directory, Ledger.read(directory.path / "ledger.jsonl"))
-    counts = label_distribution(splits.train.labels.numpy(), parts, splits.num_classes)
+    outcome = Outcome(spec, splits.info, directory, Ledger.read(directory.path / "ledger.jsonl"), roll=holdings.roll)
+    outcome.notes += holdings.notes
     directory.write_json("label_distribution.json", {"classes": list(splits.info.classes), "counts": counts.tolist()})
     if not (picture := directory.path / "label_distribution.png").exists():
         label_distribution_figure(counts, splits.info.classes, picture)
-    METHODS[spec.method](grid, splits, outcome, device)
+    if grid is not None:
+        METHODS[spec.method](grid, splits, outcome, device)
+    elif spec.method == "federated-factory":
+        restore_factory(splits, outcome, device)
+    else:
+        raise RunError(f"{spec.method} needs nodes, and no federation is at hand; run the spec in Flower")
     outcome.write(time.time() - began)
     if not outcome.missing and not outcome.quarantined:
         directory.finish("run", spec.digest(), directory.outputs(), time.time() - began)
@@ -68,8 +87,23 @@ def run(grid: Grid, spec: RunSpec) -> RunDirectory:
 
 def run_factory(grid: Grid, splits: Splits, outcome: Outcome, device: torch.device) -> None:
     """Run FederatedFactory: one round, then consensus at the server."""
-    strategy = FederatedFactory(outcome.spec, splits.info, outcome.directory, outcome.ledger, device)
+    strategy = FederatedFactory(outcome.spec, splits.info, outcome.directory, outcome.ledger, device, outcome.roll)
+    tell_nodes(grid, outcome.spec, outcome.directory)
     strategy.start(grid, ArrayRecord(), num_rounds=1, timeout=outcome.spec.timeout)
+    _conclude(strategy, splits, outcome, device, grid)
+
+
+def restore_factory(splits: Splits, outcome: Outcome, device: torch.device) -> None:
+    """Make again what the server alone can make from modules and answers that it has; RunError where it lacks any."""
+    strategy = FederatedFactory(outcome.spec, splits.info, outcome.directory, outcome.ledger, device, outcome.roll)
+    strategy.restore()
+    _conclude(strategy, splits, outcome, device)
+
+
+def _conclude(
+    strategy: FederatedFactory, splits: Splits, outcome: Outcome, device: torch.device, grid: Grid | None = None
+) -> None:
+    """Take the account of a round, and make the results that the server makes; ``grid`` reaches sites that score them."""
     outcome.rounds, outcome.missing = 1, strategy.missing
     collection = strategy.collection
     outcome.quarantined, outcome.declined, outcome.fallbacks = (
@@ -84,7 +118,11 @@ def run_factory(grid: Grid, splits: Splits, outcome: Outcome, device: torch.devi
     outcome.seconds["vetting"] = collection.vetting_seconds
     outcome.seconds["client-synthesis"] = busy_seconds([answer.synthesis for answer in answers])
     outcome.seconds["client-training"] = busy_seconds([answer.training for answer in answers])
-    Consensus(strategy, splits, outcome, device).conclude()
+    outcome.labels = collection.registry.labels()
+    _note_lost_classes(outcome)
+    consensus = Consensus(strategy, splits, outcome, device)
+    consensus.conclude()
+    score_at_sites(grid, outcome, consensus.waiting)
 
 
 METHODS: dict[str, Callable[[Grid, Splits, Outcome, torch.device], None]] = {
@@ -96,6 +134,10 @@ METHODS: dict[str, Callable[[Grid, Splits, Outcome, torch.device], None]] = {
 }
 
 
-def _partition(spec: RunSpec, splits: Splits) -> tuple[np.ndarray, ...]:
-    labels = splits.train.labels.numpy()
-    return cached_partition_indices(labels, spec.num_clients, spec.partition, spec.seed, cache=cache_root(spec) / "partitions")
+def _note_lost_classes(outcome: Outcome) -> None:
+    """Say which classes have no module because of who is excluded."""
+    classes, there = outcome.info.classes, outcome.labels or ()
+    for label in sorted(set(range(len(classes))) - set(there)) if outcome.spec.exclude else ():
+        text = f"class {classes[label]!r} has no module, with {outcome.spec.exclude} excluded: no result knows it"
+        outcome.notes.append(text)
+        logger.warning(text)

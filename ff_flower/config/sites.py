@@ -4,11 +4,12 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from ..errors import ConfigError
 from .base import Count, Spec
 
-OWN = "sites"  # the value of data.name with which every node brings its own images
+OWN: Final = "sites"  # the value of data.name with which every node brings its own images
 OWNER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 KINDS_OF_PLACES = ("folder", "npz")
 

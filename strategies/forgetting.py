@@ -1,0 +1,71 @@
+"""Before a round on a run that has forgotten somebody: every node that can be reached is told, and says what it dropped."""
+
+import logging
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from ff_flower.config import RunSpec
+from ff_flower.errors import VerificationError
+from ff_flower.messages import forget_records, read_forgotten
+from ff_flower.run_directory import RunDirectory
+from ff_flower.unlearning import CONFIRMATIONS, Tombstone
+
+from .nodes import in_partition_order, wait_for_nodes
+
+logger = logging.getLogger("flwr")
+
+FORGET_SECONDS = 300.0  # deleting files is quick; a node that is busy for longer is named as not having confirmed
+
+
+def tell_nodes(grid: Grid, spec: RunSpec, directory: RunDirectory) -> None:
+    """Tell the nodes what the run has forgotten, unless all of them have confirmed it already.
+
+    What they answer is kept for the certificate: ``modules`` that were named, the accounts ``confirmed`` by partition, and the
+    ``reasons`` of those that did not answer.
+
+    Parameters
+    ----------
+    grid : Grid
+        Where nodes are.
+    spec : RunSpec
+        The run, without what it has forgotten.
+    directory : RunDirectory
+        Has the tombstone.
+
+    Raises
+    ------
+    RunError
+        When fewer nodes are connected than take part.
+    """
+    module_ids = list(Tombstone.read(directory.path).module_ids)
+    if not module_ids or _all_confirmed(spec, directory, module_ids):
+        return
+    nodes = wait_for_nodes(grid, spec.num_clients, spare=spec.num_clients - len(spec.participants))
+    content = forget_records(spec, module_ids)
+    messages = [Message(content, dst_node_id=node, message_type="query.forget") for node in nodes]
+    replies = grid.send_and_receive(messages, timeout=min(spec.timeout, FORGET_SECONDS))
+    contents, failures = in_partition_order(replies, nodes, spec.num_clients)
+    confirmed, reasons = {}, [failure.reason for failure in failures]
+    for partition, reply in contents.items():
+        try:
+            account = read_forgotten(reply)
+            if account.partition != partition or set(account.samples) != set(module_ids):
+                raise VerificationError("report", f"node {partition} does not account for the modules that were named")
+        except VerificationError as error:
+            reasons.append(str(error))
+            continue
+        confirmed[str(partition)] = {"sample_files": sum(account.samples.values()), "unfinished_fits": account.fits}
+    logger.info(
+        "forget: %d of %d nodes confirm that they hold nothing of %d modules", len(confirmed), len(nodes), len(module_ids)
+    )
+    for reason in reasons:
+        logger.warning("forget: a node did not confirm: %s", reason)
+    directory.write_json(CONFIRMATIONS, {"modules": module_ids, "confirmed": confirmed, "reasons": sorted(reasons)})
+
+
+def _all_confirmed(spec: RunSpec, directory: RunDirectory, module_ids: list[str]) -> bool:
+    if not (directory.path / CONFIRMATIONS).exists():
+        return False
+    kept = directory.read_json(CONFIRMATIONS)
+    return bool(kept["modules"] == module_ids and set(map(str, spec.participants)) <= set(kept["confirmed"]))
