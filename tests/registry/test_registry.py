@@ -99,7 +99,7 @@ def test_modules_of_one_owner_and_label_are_ordered_by_id(tmp_path, digits_run, 
         ("label", {"label": 4, "label_name": "three"}),
         ("owner", {"owner": "4"}),
         ("spec", {"kind": "vae"}),
-        ("spec", {"spec": {"channels": 32, "sampling-steps": 10**9}}),
+        ("spec", {"spec": {"channels": 32, "evaluations": 10**9}}),
         ("spec", {"spec": {"channels": 32}}),
     ],
 )
