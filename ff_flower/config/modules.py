@@ -162,9 +162,9 @@ class EDMSpec(UNetSpec):
 
     p_mean: float = Field(default=-0.4, ge=-10, le=10)
     p_std: Positive = 1.4
-    sigma_min: Positive = 0.05
-    sigma_max: Positive = 10.0
-    rho: Positive = 7.0
+    sigma_min: float = Field(default=0.05, ge=1e-6, le=1e6)
+    sigma_max: float = Field(default=10.0, ge=1e-6, le=1e6)
+    rho: float = Field(default=7.0, ge=0.1, le=100)
     sampler: Literal["heun", "dpmpp-2m"] = "dpmpp-2m"
     evaluations: int = Field(default=8, ge=1, le=1000)
 

@@ -47,7 +47,7 @@ INTEGERS = (torch.int64, torch.int32, torch.uint8)
 MAX_DIMENSIONS = 8
 METADATA = "__metadata__"
 ALIGNMENT = 8  # bytes to which the header is filled up with spaces
-PIECE = 2**20  # elements that are converted at once
+PIECE = 2**17  # elements that are converted at once
 TENSOR_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,256}")
 
 
