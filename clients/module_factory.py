@@ -113,7 +113,7 @@ def fit_module(spec: RunSpec, site: Site, label: int, device: torch.device) -> b
         progress=_progress(site, info.classes[label]),
         holdout=spec.module.holdout,
         max_seconds=spec.module.max_seconds,
-        checkpoint=_checkpoint(spec, module, images, site.partition, label) if spec.module.checkpoint_seconds else None,
+        checkpoint=_checkpoint(spec, site, module, images, label) if spec.module.checkpoint_seconds else None,
         checkpoint_seconds=spec.module.checkpoint_seconds,
     )
     module.fit(images, seed, options)
@@ -164,13 +164,13 @@ def _progress(site: Site, name: str) -> Progress:
     return progress
 
 
-def _checkpoint(spec: RunSpec, module: GenerativeModule[Any], images: Tensor, partition: int, label: int) -> Path:
+def _checkpoint(spec: RunSpec, site: Site, module: GenerativeModule[Any], images: Tensor, label: int) -> Path:
     """Return where an unfinished fit is kept, named by owner and label, by which it can be forgotten, and all it depends on."""
-    seed = derive_seed(spec.seed, "module", partition, label)
+    seed = derive_seed(spec.seed, "module", site.partition, label)
     settings = [module.kind, module.spec.flat(), spec.module.holdout, spec.module.max_seconds, seed, module.device.type]
     content = hashlib.sha256(images.numpy().tobytes()).hexdigest()
     key = combined_digest(json.dumps([*settings, list(images.shape)], sort_keys=True), content, source_digest())
-    return cache_root(spec) / "fits" / f"{partition}+{label}+{key}.safetensors"
+    return cache_root(spec) / "fits" / f"{site.owner}+{label}+{key}.safetensors"
 
 
 def answer(

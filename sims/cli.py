@@ -9,12 +9,14 @@ from ff_flower.config import RunSpec
 
 from .compare import main as compare
 from .defaults import render_config, write_config
+from .forget import main as forget
 from .report import TextTable, load_metrics, run_tables, show, summarize
 from .run import APP, main, presets, refusing
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="FederatedFactory on Flower: runs, reports, settings.")
 app.command("run")(main)
 app.command("compare")(compare)
+app.command("forget")(forget)
 
 Markdown = Annotated[bool, typer.Option(help="Print Markdown.")]
 

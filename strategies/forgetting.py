@@ -9,8 +9,9 @@ from ff_flower.config import RunSpec
 from ff_flower.errors import VerificationError
 from ff_flower.messages import forget_records, read_forgotten
 from ff_flower.run_directory import RunDirectory
-from ff_flower.unlearning import CONFIRMATIONS, Tombstone
+from ff_flower.unlearning import CONFIRMATIONS, Tombstone, participants
 
+from .introductions import Roll
 from .nodes import in_partition_order, wait_for_nodes
 
 logger = logging.getLogger("flwr")
@@ -18,7 +19,7 @@ logger = logging.getLogger("flwr")
 FORGET_SECONDS = 300.0  # deleting files is quick; a node that is busy for longer is named as not having confirmed
 
 
-def tell_nodes(grid: Grid, spec: RunSpec, directory: RunDirectory) -> None:
+def tell_nodes(grid: Grid, spec: RunSpec, directory: RunDirectory, roll: Roll | None = None) -> None:
     """Tell the nodes what the run has forgotten, unless all of them have confirmed it already.
 
     What they answer is kept for the certificate: ``modules`` that were named, the accounts ``confirmed`` by partition, and the
@@ -32,6 +33,8 @@ def tell_nodes(grid: Grid, spec: RunSpec, directory: RunDirectory) -> None:
         The run, without what it has forgotten.
     directory : RunDirectory
         Has the tombstone.
+    roll : Roll, optional
+        The sites, where they bring their own images.
 
     Raises
     ------
@@ -41,8 +44,11 @@ def tell_nodes(grid: Grid, spec: RunSpec, directory: RunDirectory) -> None:
     module_ids = list(Tombstone.read(directory.path).module_ids)
     if not module_ids or _all_confirmed(spec, directory, module_ids):
         return
-    nodes = wait_for_nodes(grid, spec.num_clients, spare=spec.num_clients - len(spec.participants))
-    content = forget_records(spec, module_ids)
+    if roll is None:
+        nodes = wait_for_nodes(grid, spec.num_clients, spare=len(spec.exclusion.owners))
+    else:
+        nodes = sorted(roll.nodes.values())
+    content = forget_records(spec, module_ids, roll.federation if roll else None)
     messages = [Message(content, dst_node_id=node, message_type="query.forget") for node in nodes]
     replies = grid.send_and_receive(messages, timeout=min(spec.timeout, FORGET_SECONDS))
     contents, failures = in_partition_order(replies, nodes, spec.num_clients)
@@ -68,4 +74,4 @@ def _all_confirmed(spec: RunSpec, directory: RunDirectory, module_ids: list[str]
     if not (directory.path / CONFIRMATIONS).exists():
         return False
     kept = directory.read_json(CONFIRMATIONS)
-    return bool(kept["modules"] == module_ids and set(map(str, spec.participants)) <= set(kept["confirmed"]))
+    return bool(kept["modules"] == module_ids and set(participants(directory.path, spec)) <= set(kept["confirmed"]))

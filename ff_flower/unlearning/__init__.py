@@ -12,6 +12,7 @@ stopped (`honour`): a forgotten contribution never comes back.
 from .certificate import CONFIRMATIONS
 from .comparison import Compared, compare_runs
 from .forget import Forgetting, Work, forget
+from .owners import participants, waits_for_nodes
 from .purge import drop_copies, honour
 from .request import open_run
 from .tombstone import Entry, Tombstone
@@ -28,4 +29,6 @@ __all__ = [
     "forget",
     "honour",
     "open_run",
+    "participants",
+    "waits_for_nodes",
 ]

@@ -14,6 +14,7 @@ from ..errors import RunError
 from ..registry import ModuleRegistry
 from ..run_directory import RunDirectory, answer_inputs, combined_digest, file_digest, modules_inputs
 from .comparison import Compared
+from .owners import participants
 from .page import render_page
 from .tombstone import Entry, Tombstone
 
@@ -106,7 +107,7 @@ class Certificate:
         if not self.rebuilt:
             return {}
         effective = self.tombstone.effective(self.spec)
-        inputs, answered = modules_inputs(effective, after), [str(one) for one in effective.participants]
+        inputs, answered = modules_inputs(effective, after), participants(self.directory.path, effective)
         expected = {f"answer-{one}": {answer_inputs(effective, after, one)} for one in answered}
         expected["server"] = {inputs}
         there = [one for one in answered if f"answer-{one}" in self.directory.receipts()]
@@ -166,18 +167,18 @@ class Certificate:
         run, sentences = self.directory.path, []
         if sent := [str(one) for one in self.entry.before["sent_to"]]:
             sentences.append(
-                f"The ledger says that the module files were sent to the nodes {', '.join(sent)}. A node of this software keeps no "
-                "module file, and deletes cached samples when it is told to; what else somebody there copied is beyond this certificate."
+                f"The ledger says that the module files were sent to the nodes {', '.join(sent)}. A node of this software keeps "
+                "no module file, and deletes cached samples when it is told to; what else somebody there copied is out of reach."
             )
         else:
             sentences.append("The ledger says that the module files were sent to no node.")
         sisters = [one.name for one in sorted(run.parent.iterdir()) if one != run and not one.is_symlink() and self._holds(one)]
         if sisters:
             sentences.append(
-                f"These other run directories beside this one hold the same module files, and are not changed: {', '.join(sisters)}. "
-                "Forget there too."
+                f"These other run directories beside this one hold the same module files, and are not changed: "
+                f"{', '.join(sisters)}. Forget there too."
             )
-        sentences.append("Backups and copies of the run directory, and classifiers that were taken out of it before, are not reached.")
+        sentences.append("Backups and copies of the run directory, and classifiers that were taken out of it, are not reached.")
         sentences.append(
             "The ledger of transfers stays, since it says who was sent what: it holds numbers of bytes, no content of the images."
         )

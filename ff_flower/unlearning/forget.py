@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..config import RunSpec
 from ..errors import FederatedFactoryError
+from ..registry import ModuleRegistry
 from ..run_directory import RunDirectory
 from .certificate import Certificate, Cost, Proof, is_complete, write_certificate
 from .comparison import Compared, compare_runs
@@ -97,7 +98,7 @@ def forget(run: Path, owners: Collection[str], modules: Collection[str], work: W
         tombstone.write(directory)
     pending = [number for number in range(1, len(tombstone.entries) + 1) if not is_complete(path, number)]
     if not (pending or owners or modules):
-        raise need_something(spec, {str(owner) for owner in tombstone.effective(spec).participants})
+        raise need_something(spec, {one.manifest.owner for one in ModuleRegistry(path / "modules")})
     effective = honour(directory, spec, caches)
     return _conclude(directory, spec, effective, pending, work, began, tuple(notes)) if pending else Forgetting((), tuple(notes))
 

@@ -37,11 +37,11 @@ def render_page(certificate: Mapping[str, Any]) -> str:
 
 
 def _request(request: Mapping[str, Any]) -> str:
-    rows = [
-        (one["owner"], one["label_name"], str(one["examples"]), name) for name, one in request["modules"].items()
-    ]
+    rows = [(one["owner"], one["label_name"], str(one["examples"]), name) for name, one in request["modules"].items()]
     parts = [_part(part) for part in request["exclude"].split(",")]
-    text = f"<p>To forget {escape(' and '.join(parts))}: everything that came from there, and everything that was made from it.</p>"
+    text = (
+        f"<p>To forget {escape(' and '.join(parts))}: everything that came from there, and everything that was made from it.</p>"
+    )
     if request["reason"]:
         text += f"<p>Reason given: {escape(request['reason'])}</p>"
     return text + _table(("owner", "class", "images it was fitted to", "module (SHA-256 of its file)"), rows)
@@ -55,7 +55,8 @@ def _part(part: str) -> str:
 def _deleted(certificate: Mapping[str, Any]) -> str:
     removed, left = certificate["removed"], certificate["still_there"]
     counts = f"{len(certificate['modules']['before'])} modules before, {len(certificate['modules']['after'])} after."
-    text = f"<p>{len(removed)} files were deleted: the modules, samples drawn from them, and all that had been learned from them. {counts}</p>"
+    what = "the modules, samples drawn from them, and all that had been learned from them"
+    text = f"<p>{len(removed)} files were deleted: {what}. {counts}</p>"
     verdict = _verdict(not left, "No deleted module file is there now.", f"Still there: {', '.join(left)}.")
     return text + verdict + _details("Every deleted file with its SHA-256", removed)
 
@@ -66,7 +67,7 @@ def _rebuilt(certificate: Mapping[str, Any]) -> str:
         why = f" It was tried and failed: {escape(rebuild['error'])}" if rebuild["error"] else ""
         return f"<p>Nothing yet: the next run of the same settings makes it again without what is forgotten.{why}</p>"
     files = {name: one["sha256"] for name, one in rebuild["files"].items()}
-    text = f"<p>{len(files)} files, from the modules that stayed and the run's seed alone; the modules themselves were not touched.</p>"
+    text = f"<p>{len(files)} files, from the modules that stayed and the run's seed; those modules were not touched.</p>"
     amended = certificate["amended"]
     if amended:
         text += f"<p>Changed, since they named a forgotten class of an owner who stays: {escape(', '.join(amended))}.</p>"
@@ -84,8 +85,8 @@ def _proof(certificate: Mapping[str, Any]) -> str:
         ),
         _verdict(
             proof["every_rebuilt_file_from_retained_modules_only"],
-            "By its receipt every file that was made again depends on the modules that stayed, and on nothing else that was sent.",
-            "A file that was made again does not depend on the modules that stayed alone.",
+            "By its receipt every file that was made again depends on the modules that stayed, and on no other.",
+            "By its receipt a file that was made again depends on other modules than those that stayed.",
         ),
         f"<p>Generative modules that were fitted for it: {proof['generative_modules_fitted']}.</p>",
     ]
@@ -93,8 +94,10 @@ def _proof(certificate: Mapping[str, Any]) -> str:
     if scratch is None:
         lines.append("<p>It was not compared with a run from scratch; <code>ff-flower forget --prove</code> does that.</p>")
     else:
-        done = f"A run from scratch in which the forgotten had never been was made and compared, {scratch['artefacts']} artefacts"
-        lines.append(_verdict(scratch["equal"], f"{done}: all equal.", f"{done}; these differ: {', '.join(scratch['differing'])}."))
+        done = f"A run from scratch without the forgotten was made and compared, {scratch['artefacts']} artefacts"
+        lines.append(
+            _verdict(scratch["equal"], f"{done}: all equal.", f"{done}; these differ: {', '.join(scratch['differing'])}.")
+        )
     return "".join(lines)
 
 
@@ -109,7 +112,9 @@ def _scores(certificate: Mapping[str, Any]) -> str:
 
 
 def _cost(cost: Mapping[str, Any]) -> str:
-    share = "" if cost["share"] is None else f", {100 * cost['share']:.1f} % of the {cost['full_run_seconds']:.1f} s of the whole run"
+    share = (
+        "" if cost["share"] is None else f", {100 * cost['share']:.1f} % of the {cost['full_run_seconds']:.1f} s of the whole run"
+    )
     by = f" It was made again by {escape(cost['rebuilt_by'])}." if cost["rebuilt_by"] else ""
     return f"<p>{cost['seconds']:.1f} s{share}.{by}</p>"
 
@@ -120,7 +125,9 @@ def _nodes(nodes: Mapping[str, Any]) -> str:
         return "<p>No node had been sent anything, and none was asked.</p>"
     text = f"<p>Nodes that confirmed having deleted their cached samples: {escape(', '.join(confirmed)) or 'none'}.</p>"
     reasons = f" ({escape('; '.join(nodes['reasons']))})" if nodes["reasons"] else ""
-    return text + (f"<p class=no>Sent the modules once and not confirmed: {escape(', '.join(silent))}{reasons}.</p>" if silent else "")
+    return text + (
+        f"<p class=no>Sent the modules once and not confirmed: {escape(', '.join(silent))}{reasons}.</p>" if silent else ""
+    )
 
 
 def _verdict(good: bool, yes: str, no: str) -> str:

@@ -11,6 +11,7 @@ from ..registry import ModuleRegistry, Refusal, decode_module
 from ..reports import FitReport
 from ..run_directory import RunDirectory, cache_root
 from ..synthesis import SampleCache
+from .owners import drop_introductions, owner_names, participants
 from .tombstone import Tombstone
 
 _RECORDS = ("metrics.json", "label_distribution.json", "label_distribution.png")
@@ -61,8 +62,10 @@ def traces(run: Path, caches: Iterable[Path], exclusion: Exclusion, module_ids: 
     """
     files = [path for path in _files(run / "modules") if path.name.partition(".")[0] in module_ids]
     files += _quarantined(run, exclusion, module_ids)
+    names = owner_names(run)
     for node in sorted((run / "nodes").glob("*")):
-        files += [path for path in _files(node) if path.name != "fit.json" or node.name in exclusion.owners]
+        gone = names.get(node.name, node.name) in exclusion.owners
+        files += [path for path in _files(node) if path.name != "fit.json" or gone]
     files += _files(run / "classifiers")
     files += [run / name for name in _RECORDS if (run / name).exists()]
     found = {path.relative_to(run).as_posix(): path for path in files}
@@ -98,13 +101,18 @@ def _purge(directory: RunDirectory, spec: RunSpec, tombstone: Tombstone, caches:
     try:
         for path in traces(directory.path, caches, exclusion, module_ids).values():
             path.unlink(missing_ok=True)
-        for owner in exclusion.owners:
-            shutil.rmtree(directory.path / "nodes" / owner, ignore_errors=True)
+        names = owner_names(directory.path)
+        for node in sorted((directory.path / "nodes").glob("*")):
+            owner = names.get(node.name, node.name)
+            if owner in exclusion.owners:
+                shutil.rmtree(node)
+            elif labels := exclusion.labels(owner):
+                _amend(directory, node.name, labels)
         for cache in caches:
             drop_copies(cache, exclusion, module_ids)
-        for owner in {owner for owner, _ in exclusion.classes}:
-            _amend(directory, spec, owner, exclusion.labels(owner))
-        kept = {f"fit-{partition}" for partition in tombstone.effective(spec).participants}
+        effective = tombstone.effective(spec)
+        drop_introductions(directory, effective)
+        kept = {f"fit-{partition}" for partition in participants(directory.path, effective)}
         directory.withdraw(set(directory.receipts()) - kept)
     except OSError as error:
         raise RunError(
@@ -113,13 +121,13 @@ def _purge(directory: RunDirectory, spec: RunSpec, tombstone: Tombstone, caches:
         ) from error
 
 
-def _amend(directory: RunDirectory, spec: RunSpec, owner: str, labels: Collection[int]) -> None:
+def _amend(directory: RunDirectory, partition: str, labels: Collection[int]) -> None:
     """Let the report of an owner who stays say nothing of the classes that it keeps out from now on."""
-    path, stage = directory.path / "nodes" / owner / "fit.json", f"fit-{owner}"
+    path, stage = directory.path / "nodes" / partition / "fit.json", f"fit-{partition}"
     if not path.exists():
         return
     report = FitReport.from_json(path.read_text(encoding="utf-8")).without(labels)
-    directory.write(f"nodes/{owner}/fit.json", report.to_json().encode())
+    directory.write(f"nodes/{partition}/fit.json", report.to_json().encode())
     if (receipt := directory.receipts().get(stage)) is not None:
         modules = [name for name in receipt["outputs"] if name.startswith("modules/") and (directory.path / name).exists()]
         outputs = [path, *(directory.path / name for name in modules)]
@@ -131,15 +139,17 @@ def _quarantined(run: Path, exclusion: Exclusion, module_ids: Collection[str]) -
     folder = run / "modules" / "quarantine"
     if not folder.exists():
         return []
-    stems = {one.sha256 for one in ModuleRegistry(run / "modules").quarantined() if _concerns(one, folder, exclusion, module_ids)}
+    names, stems = owner_names(run), set()
+    for refusal in ModuleRegistry(run / "modules").quarantined():
+        sender = refusal.source.removeprefix("node ")
+        copied = refusal.sha256 in module_ids or sender.partition(".")[0] in module_ids
+        if copied or _concerns(refusal, names.get(sender, sender), folder, exclusion):
+            stems.add(refusal.sha256)
     return [path for path in _files(folder) if path.name.partition(".")[0] in stems]
 
 
-def _concerns(refusal: Refusal, folder: Path, exclusion: Exclusion, module_ids: Collection[str]) -> bool:
+def _concerns(refusal: Refusal, owner: str, folder: Path, exclusion: Exclusion) -> bool:
     """Tell whether refused bytes are of a forgotten contribution; of an owner's unreadable bytes nobody can say they are not."""
-    if refusal.sha256 in module_ids or refusal.source.partition(".")[0] in module_ids:
-        return True
-    owner = refusal.source.removeprefix("node ")
     if owner in exclusion.owners:
         return True
     if not exclusion.labels(owner):

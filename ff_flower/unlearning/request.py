@@ -9,6 +9,7 @@ from ..errors import ConfigError, RunError
 from ..metrics import Ledger
 from ..registry import ModuleRegistry, RegisteredModule
 from ..run_directory import RunDirectory, cache_root, file_digest, read_spec, run_path
+from .owners import owner_names
 from .purge import traces
 from .tombstone import Entry, Tombstone
 
@@ -34,8 +35,8 @@ def open_run(run: Path) -> tuple[RunSpec, Path]:
     spec = from_run_config({**read_spec(path), "out": str(path.parent)})
     if run_path(spec).name != path.name:
         raise RunError(
-            f"{path}: its spec belongs to a folder called {run_path(spec).name}; give it back that name, or, where another version "
-            "made the run, use that version"
+            f"{path}: its spec belongs to a folder called {run_path(spec).name}; give it back that name, or, where another "
+            "version made the run, use that version"
         )
     return spec, path
 
@@ -75,13 +76,15 @@ def resolve(
         For an owner or a module that is not there, listing those who are.
     """
     there = list(ModuleRegistry(directory.path / "modules"))
-    present = {module.manifest.owner for module in there} | {path.name for path in (directory.path / "nodes").iterdir()}
-    gone, known = tombstone.effective(spec).exclusion, {str(owner) for owner in range(spec.num_clients)}
+    names = owner_names(directory.path)
+    nodes = [path.name for path in (directory.path / "nodes").iterdir()]
+    present = {module.manifest.owner for module in there} | {names.get(node, node) for node in nodes}
+    gone = tombstone.effective(spec).exclusion
     wanted, notes = Exclusion(), []
     for owner in owners:
         if owner in gone.owners:
             notes.append(f"owner {owner} has no part in this run any more, or never had")
-        elif owner in present & known or owner in present:
+        elif owner in present:
             wanted |= Exclusion(frozenset({owner}))
         else:
             raise RunError(f"owner {owner!r}: took no part in this run; there are: {_listed(present)}")
@@ -133,7 +136,12 @@ def _scores(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _told(module: RegisteredModule) -> dict[str, Any]:
     manifest = module.manifest
-    return {"owner": manifest.owner, "label": manifest.label, "label_name": manifest.label_name, "examples": manifest.num_examples}
+    return {
+        "owner": manifest.owner,
+        "label": manifest.label,
+        "label_name": manifest.label_name,
+        "examples": manifest.num_examples,
+    }
 
 
 def _find(there: Sequence[RegisteredModule], text: str) -> RegisteredModule:

@@ -1,0 +1,117 @@
+"""``ff-flower forget``: take an owner's contribution out of a run, make again what depended on it, and certify that."""
+
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ff_flower.config import RunSpec
+from ff_flower.errors import RunError
+from ff_flower.run_directory import RunDirectory
+from ff_flower.unlearning import Forgetting, Tombstone, Work, forget, open_run, waits_for_nodes
+
+from .run import FAILED, execute, refusing
+from .session import FlowerSession
+
+Run = Annotated[Path, typer.Argument(help="A run directory; it may have been moved.")]
+Owners = Annotated[list[str] | None, typer.Option("--owner", help="An owner, all of whose part is forgotten; may be repeated.")]
+Modules = Annotated[list[str] | None, typer.Option("--module", help="A module's id or its beginning; may be repeated.")]
+Reason = Annotated[str, typer.Option(help="Why, for the certificate.")]
+DoRebuild = Annotated[
+    bool, typer.Option("--rebuild/--no-rebuild", help="Make again what depended on it; else the next run does.")
+]
+Prove = Annotated[bool, typer.Option("--prove", help="Compare with a run from scratch in which the forgotten had never been.")]
+Tell = Callable[[str], None]
+
+
+def main(
+    run: Run,
+    owner: Owners = None,
+    module: Modules = None,
+    reason: Reason = "",
+    rebuild: DoRebuild = True,
+    prove: Prove = False,
+) -> None:
+    """Forget an owner, or single modules, of a run; without either, finish what was interrupted.
+
+    No generative module is fitted for it. Exit code: 0 all is done and certified; 1 it is forgotten, but could not be rebuilt, or
+    differs from a run from scratch; 2 the request is refused and nothing was touched.
+    """
+    with refusing():
+        spec, path = open_run(run)
+        with tempfile.TemporaryDirectory(prefix="ff-proof-") as folder:
+            work = plan_work(spec, path, rebuild=rebuild, proof=Path(folder) if prove else None, tell=_print)
+            done = forget(path, owner or (), module or (), work, reason)
+    report(done, rebuild=work.rebuild is not None)
+    if done.error or done.differing:
+        raise typer.Exit(FAILED)
+
+
+def plan_work(spec: RunSpec, run: Path, *, rebuild: bool, proof: Path | None, tell: Tell) -> Work:
+    """Choose how to rebuild: in this process where the server alone works, in a simulation where nodes must.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        Of the run, as `open_run` gives it.
+    run : Path
+        Its directory.
+    rebuild : bool
+        Whether to rebuild.
+    proof : Path, optional
+        Folder for a run from scratch to compare with; None makes none.
+    tell : callable from str
+        Receives progress.
+    """
+    deployed = spec.data.own and not spec.data.sites  # the nodes are elsewhere, and no simulation can stand for them
+    asks_nodes = spec.synthesis.site == "client" or waits_for_nodes(RunDirectory(run), Tombstone.read(run).effective(spec))
+    if not rebuild:
+        return Work()
+    if deployed and asks_nodes:
+        tell(
+            "the nodes of this run are elsewhere: run the same settings there once more, which tells the nodes and rebuilds, and "
+            f"then `ff-flower forget {run}`, which writes the certificate"
+        )
+        return Work()
+    scratch = None if proof is None else lambda other: _in_flower(other.model_copy(update={"out": str(proof)}), tell)
+    if asks_nodes:
+        return Work(lambda one: _in_flower(one, tell), scratch, "the nodes of a simulation in Flower, and the server")
+    return Work(_at_the_server, scratch, "the server alone")
+
+
+def report(done: Forgetting, *, rebuild: bool) -> None:
+    """Print what came of a request."""
+    for note in done.notes:
+        print(note)
+    if not done.certificates:
+        print("nothing was changed")
+    for certificate in done.certificates:
+        print(f"certificate: {certificate} and {certificate.with_suffix('.html').name} beside it")
+    if done.error:
+        print(f"it is forgotten, but nothing could be made again: {done.error}", file=sys.stderr)
+    elif done.certificates and not rebuild:
+        print("nothing was made again yet: the next run of these settings does that, without what is forgotten")
+    for one in done.differing:
+        print(f"{one.name} differs from the run from scratch", file=sys.stderr)
+
+
+def _at_the_server(spec: RunSpec) -> None:
+    from strategies.server_app import run
+
+    run(None, spec)
+
+
+def _in_flower(spec: RunSpec, tell: Tell) -> RunDirectory:
+    """Run ``spec`` in a simulation; RunError where it fails."""
+    with FlowerSession() as session:
+        finished = execute(session, spec, tell=tell)
+    if finished.metrics is None:
+        raise RunError(finished.error)
+    return RunDirectory(finished.directory)
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)

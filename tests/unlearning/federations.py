@@ -1,0 +1,67 @@
+"""Whole runs on local nodes, and how to forget in them, for the tests of unlearning."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from local_grid import LocalGrid, tiny
+
+from clients.client_app import app
+from ff_flower.registry import ModuleRegistry
+from ff_flower.unlearning import Work, forget, open_run
+from strategies.server_app import run
+
+ONE_OWNER_PER_CLASS = {"num_clients": 10, "partition__classes_per_node": 1}
+SEVERAL_CLASSES = {"num_clients": 5, "partition__classes_per_node": 2}
+SHARED_CLASSES = {"num_clients": 3, "partition__kind": "dirichlet", "partition__alpha": 0.5}
+AT_THE_SERVER = {"synthesis__site": "server", **SEVERAL_CLASSES}
+
+
+def on_nodes(spec, tamper=None, asked=None):
+    """Run ``spec`` on local nodes in a shuffled order; ``asked`` takes what they were asked."""
+    grid = LocalGrid(app, spec.num_clients, shuffle=11, tamper=tamper)
+    directory = run(grid, spec)
+    if asked is not None:
+        asked.extend(grid.asked)
+    return directory
+
+
+def made(folder, **changes):
+    """Return the run directory of a tiny run in ``folder``."""
+    return on_nodes(tiny(folder, **changes)).path
+
+
+def copied(path, folder):
+    """Return a run directory like ``path``, with its cache, in another folder."""
+    shutil.copytree(path.parent, folder / "copy", symlinks=True)
+    return folder / "copy" / path.name
+
+
+def work(tamper=None, asked=None, scratch=None):
+    """Return how these tests rebuild: on local nodes; ``scratch`` is the folder of a run from scratch."""
+    make = Work(lambda spec: on_nodes(spec, tamper, asked), None, "local nodes")
+    if scratch is None:
+        return make
+    return replace(make, from_scratch=lambda spec: on_nodes(spec.model_copy(update={"out": str(scratch)})))
+
+
+def forget_owner(path, *owners, **how):
+    """Forget whole owners, rebuilding on local nodes."""
+    return forget(path, owners, (), work(**how))
+
+
+def scratch_without(path, folder, exclude):
+    """Return the directory of a run from scratch, of the spec of ``path``, that excludes ``exclude``."""
+    spec, _ = open_run(path)
+    return on_nodes(spec.model_copy(update={"out": str(folder), "exclude": exclude}))
+
+
+def modules_of(path, owner=None):
+    """Return the manifests of a run's modules by id, of one owner or of all."""
+    found = {module.module_id: module.manifest for module in ModuleRegistry(path / "modules")}
+    return {name: one for name, one in found.items() if owner in (None, one.owner)}
+
+
+def contents(path):
+    """Return the bytes of every file of a run by name."""
+    return {one.relative_to(path).as_posix(): one.read_bytes() for one in sorted(Path(path).rglob("*")) if one.is_file()}
