@@ -14,7 +14,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run compare bench test check clean
+.PHONY: help setup run compare bench attacks test check clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -37,6 +37,9 @@ compare: setup  ## all methods over seeds, one table: mean and standard deviatio
 
 bench: setup  ## one measurement of the modules: ARGS=modules, evaluations, pool, wire, synthesis, batched or curve, with options
 	$(BIN)/python -m sims.benchmark $(ARGS)
+
+attacks: setup  ## the table of attacks and poisonings: caught or not, by which rule
+	PYTHONPATH=.:tests $(BIN)/python tests/attacks/table.py
 
 test: setup  ## run the tests (ARGS="-m 'not slow'" leaves out those that start Flower)
 	$(BIN)/python -m pytest $(ARGS)

@@ -1,7 +1,14 @@
-"""What a node may do to its replies, for the tests of faults."""
+"""What a node may do to its replies and to module files, for the tests of faults and attacks."""
+
+import json
+import struct
 
 from flwr.app import ConfigRecord, MetricRecord
 from local_grid import error_reply
+
+from ff_flower.messages import file_record, read_fit_reply
+from ff_flower.registry import decode_module, module_id
+from ff_flower.reports import FitReport
 
 LIAR = 3
 
@@ -42,3 +49,37 @@ def claim(partition):
         return reply
 
     return change
+
+
+def split_file(data):
+    """Return the JSON header and the tensors' bytes of a module file."""
+    (length,) = struct.unpack_from("<Q", data)
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def join_file(header, body):
+    """Return a file with this header (an object, or JSON text), padded as safetensors pads it."""
+    text = header if isinstance(header, str) else json.dumps(header, separators=(",", ":"))
+    raw = text.encode()
+    raw += b" " * (-len(raw) % 8)
+    return struct.pack("<Q", len(raw)) + raw + body
+
+
+def with_files(edit):
+    """Return a change of report and module files together."""
+
+    def change(reply):
+        report, files = read_fit_reply(reply.content)
+        report, files = edit(report, files)
+        reply.content["modules"] = file_record(files)
+        reply.content["report"] = ConfigRecord({"json": report.to_json()})
+        return reply
+
+    return change
+
+
+def renamed(report, datas):
+    """Return a report that names ``datas`` truly, and the files."""
+    modules = {str(decode_module(data)[0].label): module_id(data) for data in datas}
+    counts = {str(decode_module(data)[0].label): decode_module(data)[0].num_examples for data in datas}
+    return FitReport(report.partition, counts, modules, (), report.work), {module_id(data): data for data in datas}
