@@ -1,6 +1,7 @@
 """The FederatedFactory strategy: one round that collects module files and broadcasts the full set."""
 
 import logging
+import time
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -78,6 +79,8 @@ class FederatedFactory(Strategy):
         self._node_ids: dict[int, int] = {}
         self._failures: list[Failure] = []
         self._asked: list[int] = []
+        self.steps: dict[str, float] = {}
+        self._broadcast_at = time.time()
 
     def summary(self) -> None:
         """Log what the strategy will do."""
@@ -132,6 +135,9 @@ class FederatedFactory(Strategy):
         for partition, content in contents.items():
             if partition not in self.collection.reports and partition not in self._excluded:
                 failures += self.collection.receive(partition, content)
+        begins = [report.work.began for partition, report in self.collection.reports.items() if partition in contents]
+        if begins:
+            self.steps["collect"] = round(time.time() - min(begins), 2)
         failures += self.roll.refused if self.roll else ()
         self._failures = failures
         self.missing = missing_nodes(failures, {*self.collection.reports, *self._excluded}, self.spec.num_clients)
@@ -151,6 +157,7 @@ class FederatedFactory(Strategy):
         if not wanted:
             self._asked = []
             return []
+        self._broadcast_at = time.time()
         content = request_records(self.spec, wanted, server_round, self.federation)
         content.update(module_records(self.collection.registry.files(), shared_store(self.spec)))
         content.update(signature_record(signatures := self.collection.registry.signatures()))
@@ -178,6 +185,8 @@ class FederatedFactory(Strategy):
             except VerificationError as error:
                 failures.append(Failure(partition, str(error)))
         self.answers = dict(sorted(self.answers.items()))
+        if contents:
+            self.steps["broadcast"] = round(time.time() - self._broadcast_at, 2)
         if self.spec.synthesis.site == "client":
             known = {*self.answers, *self._excluded, *(failure.partition for failure in self.missing)}
             silent = missing_nodes([*self._failures, *failures], known, self.spec.num_clients)

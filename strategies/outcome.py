@@ -31,6 +31,9 @@ class Outcome:
         Metrics by the name of what was scored.
     seconds : dict
         Seconds by stage, during which at least one process worked on it.
+    steps : dict
+        Seconds of the round's two steps: ``collect``, from the first node's begin until the server has verified the last
+        module, and ``broadcast``, until it has the last answer; what nodes do meanwhile is in ``seconds`` too.
     rounds : int
         Flower rounds that were needed.
     missing : list of Failure
@@ -56,6 +59,7 @@ class Outcome:
     ledger: Ledger
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    steps: dict[str, float] = field(default_factory=dict)
     rounds: int = 0
     missing: list[Failure] = field(default_factory=list)
     quarantined: list[dict[str, object]] = field(default_factory=list)
@@ -105,6 +109,7 @@ class Outcome:
             "synthetic_digest": self.synthetic_digest,
             "results": self.results,
             "seconds": {"total": round(total_seconds, 2)} | {name: round(value, 2) for name, value in self.seconds.items()},
+            "steps": self.steps,
             "bytes": self.ledger.totals(),
             "rounds": self.rounds,
             "missing": [asdict(failure) for failure in self.missing],

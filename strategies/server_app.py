@@ -88,7 +88,7 @@ def run(grid: Grid | None, spec: RunSpec) -> RunDirectory:
 def run_factory(grid: Grid, splits: Splits, outcome: Outcome, device: torch.device) -> None:
     """Run FederatedFactory: one round, then consensus at the server."""
     strategy = FederatedFactory(outcome.spec, splits.info, outcome.directory, outcome.ledger, device, outcome.roll)
-    tell_nodes(grid, outcome.spec, outcome.directory)
+    tell_nodes(grid, outcome.spec, outcome.directory, outcome.roll)
     strategy.start(grid, ArrayRecord(), num_rounds=1, timeout=outcome.spec.timeout)
     _conclude(strategy, splits, outcome, device, grid)
 
@@ -104,7 +104,7 @@ def _conclude(
     strategy: FederatedFactory, splits: Splits, outcome: Outcome, device: torch.device, grid: Grid | None = None
 ) -> None:
     """Take the account of a round, and make the results that the server makes; ``grid`` reaches sites that score them."""
-    outcome.rounds, outcome.missing = 1, strategy.missing
+    outcome.rounds, outcome.missing, outcome.steps = 1, strategy.missing, strategy.steps
     collection = strategy.collection
     outcome.quarantined, outcome.declined, outcome.fallbacks = (
         collection.refused,

@@ -9,30 +9,28 @@ import typer
 from ff_flower.errors import FederatedFactoryError
 from ff_flower.generative import KINDS
 
-from ..report import show
 from ..run import PARTIAL, refusing, resolve_spec
 from . import curve as curves
 from . import grouped, quality, sharing, throughput
+from .growth import growth
+from .options import HOME, Markdown, Out, Preset, Quick, Repeats, Settings, Write, finish, keep, tell
 from .pipeline import QUICK, Workers, changed, fitted_files, trained_kinds
-from .results import Results, one_of
+from .results import one_of
+from .scale import scale
+from .soak import soak
 
 ALL_KINDS, ALL_SETS, ALL_BUDGETS = ",".join(KINDS), ",".join(curves.SETTINGS), ",".join(map(str, curves.BUDGETS))
 SAMPLED = ",".join(quality.SAMPLERS)
-HOME = Path(__file__).resolve().parents[1] / "results"
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measurements of the generative modules.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measurements of modules and federations.")
+app.command()(scale)
+app.command()(growth)
+app.command()(soak)
 
-Preset = Annotated[str, typer.Option(help="Name of a preset, or a path to a TOML file.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value over the preset; may be repeated.")]
 Run = Annotated[str, typer.Option(help="Take settings and modules of this run directory in place of fitting modules.")]
 Kinds = Annotated[str, typer.Option(help="Kinds, separated by commas.")]
 Sizes = Annotated[str, typer.Option(help="Sizes, separated by commas; by default what the device can do.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Threads = Annotated[int, typer.Option(help="Torch threads.")]
-Repeats = Annotated[int, typer.Option(help="Repetitions: medians of times, means of accuracies.")]
-Quick = Annotated[bool, typer.Option("--quick", help="Toy sizes in one process: shows that it works, measures nothing.")]
-Write = Annotated[bool, typer.Option("--write", help="Keep the rows in OUT/<command>.json.")]
-Out = Annotated[Path, typer.Option(help="Folder of kept rows and pictures.")]
-Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown.")]
 
 
 @app.command()
@@ -58,7 +56,7 @@ def modules(
         rows = throughput.loads(
             one_of(kinds, list(KINDS), "kind"), chosen, batch=batch, seconds=length, repeats=times, threads=threads, device=device
         )
-        _finish(throughput.measure_modules(rows, workers=not quick), write, out, markdown)
+        finish(throughput.measure_modules(rows, workers=not quick), write, out, markdown)
 
 
 @app.command()
@@ -81,8 +79,8 @@ def evaluations(
             found = quality.measure_baseline(spec, files, repeats, workers, timed=64 if quick else 512)
         else:
             chosen = [int(number) for number in numbers.split(",")]
-            found = quality.measure_evaluations(spec, files, chosen, repeats, workers, lambda row: _keep(row, write, out))
-        _finish(found, write, out, markdown)
+            found = quality.measure_evaluations(spec, files, chosen, repeats, workers, lambda row: keep(row, write, out))
+        finish(found, write, out, markdown)
 
 
 @app.command()
@@ -101,8 +99,8 @@ def pool(
     with refusing(), Workers(_width(quick)) as workers:
         spec, files = quality.modules_of(run, preset, [*_quick(quick), *(settings or ())], workers)
         chosen = [int(number) for number in numbers.split(",")]
-        found = quality.measure_pool(spec, files, chosen, repeats, workers, lambda row: _keep(row, write, out))
-        _finish(found, write, out, markdown)
+        found = quality.measure_pool(spec, files, chosen, repeats, workers, lambda row: keep(row, write, out))
+        finish(found, write, out, markdown)
 
 
 @app.command()
@@ -118,7 +116,7 @@ def wire(
     """Score the server's classifier by the type of the weights in the module files."""
     with refusing(), Workers(_width(quick)) as workers:
         spec, files = quality.modules_of("", preset, [*_quick(quick), *(settings or ())], workers)
-        _finish(quality.measure_wire(spec, files, repeats, workers), write, out, markdown)
+        finish(quality.measure_wire(spec, files, repeats, workers), write, out, markdown)
 
 
 @app.command()
@@ -141,7 +139,7 @@ def synthesis(
         width = processes if processes >= 0 else _width(quick)
         with Workers(width) as workers:
             files = fitted_files(spec, workers)
-        _finish(sharing.measure_synthesis(spec, files, nodes, width, repeats), write, out, markdown)
+        finish(sharing.measure_synthesis(spec, files, nodes, width, repeats), write, out, markdown)
 
 
 @app.command()
@@ -169,7 +167,7 @@ def batched(
             threads=threads,
             device=device,
         )
-        _finish(grouped.measure_batched(rows, 2 if quick else count), write, out, markdown)
+        finish(grouped.measure_batched(rows, 2 if quick else count), write, out, markdown)
 
 
 @app.command()
@@ -200,31 +198,18 @@ def curve(
             base = curves.base_spec(name, kind, [*_quick(quick), *(settings or ())])
             spec = base if quick else curves.plan(base, budget, curves.measure_rates(base))
             spec = changed(spec, {"out": str(Path(spec.out) / "benchmark" / f"{name}-{kind}-{budget}")})
-            _tell(f"{name}, {kind}, {budget} s")
+            tell(f"{name}, {kind}, {budget} s")
             try:
                 found = found.joined([curves.measure_point(spec, budget, curves.run_in_flower)])
             except FederatedFactoryError as error:
-                _tell(f"    {error}")
+                tell(f"    {error}")
                 failed = True
                 continue
             if write:
                 found.write(out)
                 curves.draw_curve(found.rows, out / "curve.png")
-        _finish(found, False, out, markdown)
+        finish(found, False, out, markdown)
     raise typer.Exit(PARTIAL if failed else 0)
-
-
-def _finish(found: Results, write: bool, out: Path, markdown: bool) -> None:
-    show([found.table()], markdown=markdown)
-    if write:
-        _tell(f"kept in {found.read(out).write(out).name}")
-
-
-def _keep(row: Results, write: bool, out: Path) -> None:
-    """Tell of a row, and keep it, before the next one is measured."""
-    _tell(", ".join(f"{name} {value}" for name, value in row.rows[0].items()))
-    if write:
-        row.read(out).write(out)
 
 
 def _device(name: str) -> str:
@@ -239,10 +224,6 @@ def _width(quick: bool) -> int:
 
 def _quick(quick: bool) -> list[str]:
     return [f"{key}={value}" for key, value in QUICK.items()] if quick else []
-
-
-def _tell(line: str) -> None:
-    print(line, flush=True)
 
 
 if __name__ == "__main__":
