@@ -11,7 +11,7 @@ stopped (`honour`): a forgotten contribution never comes back.
 
 from .certificate import CONFIRMATIONS
 from .comparison import Compared, compare_runs
-from .forget import Forgetting, Work, forget
+from .forgetting import Forgetting, Work, forget
 from .owners import participants, waits_for_nodes
 from .purge import drop_copies, honour
 from .request import open_run

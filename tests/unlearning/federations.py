@@ -11,7 +11,6 @@ from ff_flower.registry import ModuleRegistry
 from ff_flower.unlearning import Work, forget, open_run
 from strategies.server_app import run
 
-ONE_OWNER_PER_CLASS = {"num_clients": 10, "partition__classes_per_node": 1}
 SEVERAL_CLASSES = {"num_clients": 5, "partition__classes_per_node": 2}
 SHARED_CLASSES = {"num_clients": 3, "partition__kind": "dirichlet", "partition__alpha": 0.5}
 AT_THE_SERVER = {"synthesis__site": "server", **SEVERAL_CLASSES}

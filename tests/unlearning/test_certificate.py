@@ -1,0 +1,142 @@
+"""The certificate, and what reaches the nodes and the disk."""
+
+import json
+
+import pytest
+from federations import contents, forget_owner, made, modules_of, scratch_without, work
+from local_grid import error_reply
+
+from ff_flower.config import Exclusion
+from ff_flower.errors import ConfigError, VerificationError
+from ff_flower.registry import ModuleRegistry
+from ff_flower.run_directory import RunDirectory, file_digest
+from ff_flower.unlearning import compare_runs, drop_copies, forget
+
+
+def certificate(done):
+    """Return the only certificate of a request."""
+    (path,) = done.certificates
+    return json.loads(path.read_text())
+
+
+def test_a_certificate_tells_what_was_and_what_is(whole, tmp_path):
+    """It lists modules before and after, hashes of what was removed, made again and left alone, the proof, scores and cost."""
+    before, gone = contents(whole), modules_of(whole, "3")
+    hashes = {name: file_digest(whole / name) for name in before}
+    done = forget(whole, ["3"], (), work(scratch=tmp_path / "scratch"), "Article 17")
+    told = certificate(done)
+    assert (told["request"]["exclude"], told["request"]["reason"]) == ("3", "Article 17")
+    assert set(told["modules"]["before"]) - set(told["modules"]["after"]) == set(gone) == set(told["request"]["modules"])
+    in_run = {name: digest for name, digest in told["removed"].items() if not name.startswith("cache/")}
+    assert in_run == {name: hashes[name] for name in in_run}
+    after = contents(whole)
+    left = {name for name in after if after[name] == before.get(name) and name.startswith(("modules/", "nodes/"))}
+    assert told["untouched"] == {name: hashes[name] for name in left}
+    made_again = {name for name in after if name.startswith(("nodes/", "classifiers/")) and not name.endswith("fit.json")}
+    assert set(told["rebuild"]["files"]) == made_again
+    assert all(file_digest(whole / name) == one["sha256"] for name, one in told["rebuild"]["files"].items())
+    proof = told["proof"]
+    assert proof["modules_after_are_before_without_forgotten"] and proof["every_rebuilt_file_from_retained_modules_only"]
+    assert proof["generative_modules_fitted"] == 0 and proof["from_scratch"]["equal"] and done.differing == ()
+    assert told["cost"]["full_run_seconds"] > 0 and told["still_there"] == [] and told["amended"] == []
+
+
+def test_forgotten_classes_are_not_recognized_any_more(whole):
+    """Recall of the classes that are gone is 0 in every result after, and the groups of classes part all that had modules."""
+    told = certificate(forget_owner(whole, "3"))
+    assert len(told["classes"]["forgotten"]) == 2
+    groups = [*told["classes"]["forgotten"], *told["classes"]["fewer_owners"], *told["classes"]["retained"]]
+    assert sorted(groups) == list(range(10))
+    assert {scores["after"]["forgotten"] for name, scores in told["scores"].items() if name == "server"} <= {0.0}
+
+
+def test_the_page_says_it_in_words_and_loads_nothing(whole):
+    """Beside the JSON lies a page that escapes what people wrote, names the modules and refers to no other place."""
+    done = forget(whole, ["3"], (), work(), "<script>because</script>")
+    page = done.certificates[0].with_suffix(".html").read_text()
+    assert "<script" not in page and "&lt;script&gt;because" in page
+    assert all(name in page for name in modules_of(whole, "3"))
+    assert "http" not in page and "src=" not in page and "To forget owner 3" in page
+
+
+def test_every_node_is_told_and_confirms(whole):
+    """All nodes, the forgotten one too, are sent ``query.forget``; nobody fits, and the forgotten owner answers nothing else."""
+    asked = []
+    told = certificate(forget_owner(whole, "3", asked=asked))
+    assert sorted(partition for kind, partition in asked if kind == "query.forget") == [0, 1, 2, 3, 4]
+    assert sorted(partition for kind, partition in asked if kind == "evaluate") == [0, 1, 2, 4]
+    assert sorted(told["nodes"]["confirmed"]) == ["0", "1", "2", "3", "4"] and told["nodes"]["not_confirmed"] == []
+
+
+def test_a_node_that_does_not_confirm_is_named(whole):
+    """A node that fails when it is told is named in certificate and page, and the rest goes on."""
+
+    def fail(partition, reply):
+        forgetting = reply.metadata.message_type == "query.forget" and partition == 2
+        return error_reply(reply, "OSError: read-only file system") if forgetting else reply
+
+    done = forget_owner(whole, "3", tamper=fail)
+    told = certificate(done)
+    assert told["nodes"]["not_confirmed"] == ["2"] and told["nodes"]["reasons"] == ["OSError: read-only file system"]
+    assert told["rebuild"]["done"] and "not confirmed: 2" in done.certificates[0].with_suffix(".html").read_text()
+
+
+def test_nothing_of_a_forgotten_module_is_left_on_the_disk(whole):
+    """No file of the run or the shared cache is a forgotten module or names one, but for certificates and tombstone."""
+    gone = {name: (whole / "modules" / f"{name}.safetensors").read_bytes() for name in modules_of(whole, "3")}
+    quarantined = whole / "modules" / "quarantine"
+    registry = ModuleRegistry(whole / "modules")
+    registry.quarantine(b"not a module", VerificationError("header", "none"), source="node 3")
+    registry.quarantine(b"another", VerificationError("header", "none"), source="node 2")
+    forget_owner(whole, "3")
+    for name, data in contents(whole.parent).items():
+        assert data not in gone.values()
+        if not {"certificates", "forgotten.json"} & set(name.split("/")):
+            assert not any(one in name or one.encode() in data for one in gone), name
+    assert sorted(path.read_bytes() for path in quarantined.glob("*.refused")) == [b"another"]
+    assert not (whole / "nodes" / "3").exists()
+
+
+def test_unfinished_fits_of_the_forgotten_are_dropped(tmp_path):
+    """Of unfinished fits exactly those of excluded owners and classes are deleted, whatever dots and digits the names hold."""
+    (tmp_path / "fits").mkdir()
+    names = ["3+1+ab.safetensors", "3+11+ab.safetensors", "33+1+ab.safetensors", "a.3+1+ab.safetensors", "5+1+ab.safetensors"]
+    for name in names:
+        (tmp_path / "fits" / name).write_bytes(b"")
+    _, dropped = drop_copies(tmp_path, Exclusion.parse("3,5/2,33/1"), ["0" * 64])
+    assert dropped == 3 and sorted(path.name for path in (tmp_path / "fits").iterdir()) == sorted(names[3:])
+
+
+def test_a_difference_is_found(uploaded, tmp_path):
+    """A changed byte of a classifier is a difference that the comparison with a run from scratch names."""
+    forget_owner(uploaded, "3")
+    scratch = scratch_without(uploaded, tmp_path / "scratch", "3")
+    file = scratch.path / "classifiers" / "server.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    differing = [one.name for one in compare_runs(RunDirectory(uploaded), scratch) if not one.equal]
+    assert differing == ["classifiers/server.safetensors"]
+
+
+def test_other_runs_that_hold_the_same_module_are_named(uploaded):
+    """A run of other settings beside this one has the same module files; the certificate names it, and it is not touched."""
+    other = made(uploaded.parent, synthesis__site="server", classifier__steps=3)
+    assert set(modules_of(other)) == set(modules_of(uploaded))
+    before = contents(other)
+    told = certificate(forget_owner(uploaded, "3"))
+    assert any(other.name in sentence for sentence in told["out_of_reach"]) and contents(other) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [("", ""), ("10, 2,2", "2,10"), ("3/7,3", "3"), ("b/1,a/10,a/2", "a/2,a/10,b/1"), ("site-a,3", "3,site-a")],
+)
+def test_an_exclusion_has_one_text(text, canonical):
+    """Order, spaces and what is said twice do not matter: an exclusion has one text, which reads back as itself."""
+    assert str(Exclusion.parse(text)) == canonical and Exclusion.parse(canonical) == Exclusion.parse(text)
+
+
+@pytest.mark.parametrize("text", ["3/", "/3", "3,,4", "a b", "3/x", ".hidden", "3/1/2"])
+def test_what_is_no_exclusion_is_refused(text):
+    """A part that is neither an owner nor an owner and a label is refused."""
+    with pytest.raises(ConfigError, match="3/7"):
+        Exclusion.parse(text)

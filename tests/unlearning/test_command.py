@@ -1,0 +1,54 @@
+"""``ff-flower forget`` as a person calls it."""
+
+import json
+
+import pytest
+from federations import contents, copied, made
+from typer.testing import CliRunner
+
+from ff_flower.registry import ModuleRegistry
+from sims.cli import app
+from sims.run import REFUSED
+
+
+def call(*words):
+    """Return the result of ``ff-flower forget`` with these words."""
+    return CliRunner().invoke(app, ["forget", *map(str, words)])
+
+
+def test_the_server_forgets_alone(uploaded):
+    """Where the server alone synthesizes, the command needs no Flower, exits with 0, and names the certificate."""
+    done = call(uploaded, "--owner", 3, "--reason", "asked by mail")
+    assert done.exit_code == 0, done.output
+    told = json.loads((uploaded / "certificates" / "forget-1.json").read_text())
+    assert told["cost"]["rebuilt_by"] == "the server alone" and told["request"]["reason"] == "asked by mail"
+    assert "certificates/forget-1.json" in done.output.replace("\n", "")
+    assert {one.manifest.owner for one in ModuleRegistry(uploaded / "modules")} == {"0", "1", "2", "4"}
+
+
+def test_a_refused_request_exits_with_2(uploaded):
+    """A request that cannot be carried out exits with 2, in one sentence, and touches nothing."""
+    before = contents(uploaded)
+    done = call(uploaded, "--owner", 9)
+    assert done.exit_code == REFUSED and "took no part" in done.output
+    assert call(uploaded.parent).exit_code == REFUSED and contents(uploaded) == before
+
+
+def test_twice_says_so(uploaded):
+    """The second time the command says that the owner has no part any more, changes nothing, and exits with 0."""
+    call(uploaded, "--owner", 3, "--no-rebuild")
+    assert "made again yet" in call(uploaded, "--owner", 3, "--no-rebuild").output
+    call(uploaded, "--owner", 3)
+    done = call(uploaded, "--owner", 3)
+    assert done.exit_code == 0 and "nothing was changed" in done.output
+
+
+@pytest.mark.slow
+def test_nodes_forget_in_flower(tmp_path):
+    """In real Flower the nodes are told, rebuild, and confirm; the command exits with 0."""
+    path = copied(made(tmp_path / "run", num_clients=2, partition__classes_per_node=5), tmp_path)
+    done = call(path, "--owner", 1)
+    assert done.exit_code == 0, done.output
+    told = json.loads((path / "certificates" / "forget-1.json").read_text())
+    assert told["rebuild"]["done"] and sorted(told["nodes"]["confirmed"]) == ["0", "1"]
+    assert "nodes/0/logits.safetensors" in told["rebuild"]["files"]
