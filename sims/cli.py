@@ -10,13 +10,17 @@ from ff_flower.config import RunSpec
 from .compare import main as compare
 from .defaults import render_config, write_config
 from .forget import main as forget
+from .inspect import main as inspect
 from .report import TextTable, load_metrics, run_tables, show, summarize
 from .run import APP, main, presets, refusing
+from .verify import main as verify
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="FederatedFactory on Flower: runs, reports, settings.")
 app.command("run")(main)
 app.command("compare")(compare)
 app.command("forget")(forget)
+app.command("inspect")(inspect)
+app.command("verify")(verify)
 
 Markdown = Annotated[bool, typer.Option(help="Print Markdown.")]
 
@@ -29,6 +33,20 @@ def report(
     with refusing():
         found = [load_metrics(run) for run in runs]
     show(run_tables(found[0]) if len(found) == 1 else [summarize(found)], markdown=markdown)
+
+
+@app.command()
+def keygen(
+    name: Annotated[str, typer.Argument(help="The owner whose modules the key will sign.")],
+    out: Annotated[Path, typer.Option(help="Folder of the two files.")] = Path(),
+) -> None:
+    """Make NAME.key, with which a node signs its modules, and NAME.pub, with which everybody else checks them."""
+    from ff_flower.registry import write_key_pair
+
+    with refusing():
+        private, public = write_key_pair(name, out)
+    print(f"{private}: the private key; it stays at the node (node-config: signing-key={str(private.resolve())!r})")
+    print(f"{public}: the public key; it goes into the folder that trust.public-keys names")
 
 
 @app.command()

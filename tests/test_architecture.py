@@ -32,6 +32,7 @@ STATIONS = [  # upstream first; a station imports only what stands above it, sta
     {"audit"},
     {"reports", "run_directory", "figures", "federation"},
     {"unlearning"},
+    {"verification"},
     {"messages"},
 ]
 RANK = {name: rank for rank, names in enumerate(STATIONS) for name in names}

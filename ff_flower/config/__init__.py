@@ -29,6 +29,7 @@ from .run import (
     RunSpec,
     SynthesisSpec,
     from_run_config,
+    spec_digest,
 )
 from .sites import OWN, OWNER, ManifestSpec, SitePlace, class_names, site_name, site_places
 from .trust import TrustSpec
@@ -65,5 +66,6 @@ __all__ = [
     "from_run_config",
     "site_name",
     "site_places",
+    "spec_digest",
     "unknown_name",
 ]

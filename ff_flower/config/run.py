@@ -205,10 +205,7 @@ class RunSpec(Spec):
 
     def digest(self) -> str:
         """Return the SHA-256 of everything that can change a result (not where it is written or how long to wait)."""
-        aside = {"out", "timeout", "connect-timeout", "transport", "data.root", "data.download", "trust.public-keys"}
-        aside |= {"module.checkpoint-seconds"}
-        kept = {key: value for key, value in self.flat().items() if key not in aside}
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+        return spec_digest(self.flat())
 
     @property
     def partition_name(self) -> str:
@@ -236,6 +233,14 @@ class RunSpec(Spec):
             raise ConfigError(f"data.sites names {len(places)} sites: must be num-clients = {self.num_clients}; give both alike")
         if self.min_nodes > self.num_clients:
             raise ConfigError(f"min-nodes = {self.min_nodes}: must be at most num-clients = {self.num_clients}; lower it")
+
+
+def spec_digest(flat: Mapping[str, Scalar]) -> str:
+    """Return the SHA-256 of everything in a flat spec that can change a result, see `RunSpec.digest`."""
+    aside = {"out", "timeout", "connect-timeout", "transport", "data.root", "data.download", "trust.public-keys"}
+    aside |= {"module.checkpoint-seconds"}
+    kept = {key: value for key, value in flat.items() if key not in aside}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def from_run_config(run_config: Mapping[str, Scalar]) -> RunSpec:

@@ -195,7 +195,7 @@ class ModuleRegistry:
     def __iter__(self) -> Iterator[RegisteredModule]:
         """Iterate in sorted order: label, owner, module id."""
         self._read_all()
-        return iter(sorted(self._verified.values(), key=_sort_key))
+        return iter(sorted(self._verified.values(), key=registry_order))
 
     def __len__(self) -> int:
         """Return the number of verified modules."""
@@ -293,7 +293,8 @@ def _check_digest(data: bytes, expected: str) -> None:
         raise VerificationError("digest", f"the file hashes to {found[:12]}..., its name says {expected[:12]}...; fetch it again")
 
 
-def _sort_key(module: RegisteredModule) -> tuple[int, list[tuple[int, int, str]], str]:
+def registry_order(module: RegisteredModule) -> tuple[int, list[tuple[int, int, str]], str]:
+    """Return the key by which modules are sorted: label, owner ("2" before "10"), module id."""
     runs = re.findall(r"[0-9]+|[^0-9]+", module.manifest.owner)
     natural = [(0, int(run), run) if run[0].isdigit() else (1, 0, run) for run in runs]
     return module.manifest.label, natural, module.module_id

@@ -1,0 +1,140 @@
+"""Everything that is rechecked of a run, in one list."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..classifiers import build_classifier
+from ..errors import RunError, VerificationError
+from ..metrics import Ledger
+from ..registry import SignaturePolicy
+from ..reports import Answer
+from ..synthesis import allocate
+from .contents import Finding, RunContents, check_files, check_receipts
+from .modules import check_forgotten, check_modules, check_quarantine, check_reports
+
+
+def verify_run(path: Path, policy: SignaturePolicy) -> tuple[list[Finding], RunContents | None]:
+    """Recheck every hash and every cross reference of a run directory; nothing in it is changed.
+
+    Parameters
+    ----------
+    path : Path
+        The run directory.
+    policy : SignaturePolicy
+        Whose signatures are believed, and whether every module must have one.
+
+    Returns
+    -------
+    tuple of list and RunContents or None
+        What was found, none for a whole run; and what was read, None where not even the spec could be.
+
+    Raises
+    ------
+    RunError
+        Where ``path`` is no folder.
+    """
+    if not path.is_dir():
+        raise RunError(f"{path}: is no folder; name a run directory")
+    run = RunContents.read(path)
+    if isinstance(run, Finding):
+        return [run], None
+    checks = (
+        *(check_files(run), check_modules(run, policy), check_reports(run), check_quarantine(run), check_forgotten(run)),
+        *(check_receipts(run), check_results(run), check_answers(run), check_classifiers(run)),
+    )
+    return [finding for check in checks for finding in check], run
+
+
+def check_results(run: RunContents) -> Iterator[Finding]:
+    """Compare results, label table and ledger with each other."""
+    metrics, held = run.json("metrics.json"), run.json("label_distribution.json")
+    if not isinstance(metrics, dict):
+        yield Finding(
+            "metrics.json", "json", "there are no results: the run did not end, or they were removed", metrics is not None
+        )
+        return
+    if run.current and metrics.get("spec_digest") != run.spec.digest():
+        yield Finding("metrics.json", "spec", "its results are of another spec than spec.json's")
+    classes, counts = [], {}
+    if isinstance(held, dict) and isinstance(held.get("counts"), list):
+        classes, counts = held.get("classes", []), dict(enumerate(held["counts"]))
+    if metrics.get("classes") != classes:
+        yield Finding("label_distribution.json", "label-table", "its classes are not those of metrics.json")
+    for partition, report in run.reports.items() if run.federation is None else ():
+        row = dict(enumerate(counts.get(partition, [])))
+        if any(row.get(int(label)) != count for label, count in report.label_counts.items()):
+            yield Finding(
+                f"nodes/{partition}/fit.json", "label-table", "its images per class are not those of the label distribution"
+            )
+    try:
+        totals = Ledger.read(run.path / "ledger.jsonl").totals()
+    except (OSError, ValueError, TypeError) as error:
+        yield Finding("ledger.jsonl", "json", f"it cannot be read ({error})")
+        return
+    if totals != metrics.get("bytes"):
+        yield Finding("ledger.jsonl", "ledger", f"its transfers add up to {totals}, metrics.json says {metrics.get('bytes')}")
+
+
+def check_answers(run: RunContents) -> Iterator[Finding]:
+    """Read the nodes' answers, and compare their synthetic sets and logits."""
+    digests: dict[str, str] = {}
+    num_classes = len(run.classes())
+    rows = sum(share.count for share in allocate(run.in_order(), run.spec.synthesis.samples_per_class))
+    for path in sorted((run.path / "nodes").glob("*/answer.json")):
+        name = path.relative_to(run.path).as_posix()
+        try:
+            answer = Answer.from_json(path.read_text(encoding="utf-8"))
+        except (VerificationError, OSError, UnicodeDecodeError) as error:
+            yield Finding(name, "json", str(error))
+            continue
+        recalls = len(answer.metrics["per_class_recall"])
+        if str(answer.partition) != path.parent.name or recalls != num_classes:
+            detail = f"it is of partition {answer.partition} and {recalls} classes; this run has {num_classes}"
+            yield Finding(name, "answer", detail)
+        digests[name] = answer.synthetic_digest
+        logits = path.with_name("logits.safetensors")
+        if logits.exists():
+            shapes = {"logits": (rows, num_classes)}
+            yield from _check_tensors(run, logits, shapes)
+    common = Counter(digests.values()).most_common(1)
+    for name, digest in digests.items():
+        if digest != common[0][0]:
+            detail = "its synthetic set is not that of most nodes; on other hardware it agrees up to rounding only"
+            yield Finding(name, "synthetic-digest", detail, broken=False)
+
+
+def check_classifiers(run: RunContents) -> Iterator[Finding]:
+    """Load every classifier: of the run's network, and finite."""
+    paths = [*(run.path / "classifiers").glob("*.safetensors"), *(run.path / "nodes").glob("*/weights.safetensors")]
+    if not paths:
+        return
+    channels = {module.manifest.image_shape[0] for module in run.in_order()}
+    if len(channels) != 1 or not run.classes():
+        shapes = None  # baselines have no modules, and without the images nothing says how many channels they have
+    else:
+        network = build_classifier(run.spec.classifier, channels.pop(), len(run.classes()), seed=0)
+        shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    for path in sorted(paths):
+        yield from _check_tensors(run, path, shapes)
+
+
+def _check_tensors(run: RunContents, path: Path, shapes: Mapping[str, tuple[int, ...]] | None) -> Iterator[Finding]:
+    name = path.relative_to(run.path).as_posix()
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        yield Finding(name, "weights", f"it does not load ({str(error)[:120]})")
+        return
+    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    if shapes is not None and found != shapes:
+        wrong = sorted(key for key in found.keys() | shapes.keys() if found.get(key) != shapes.get(key))
+        yield Finding(name, "weights", f"{len(wrong)} tensors are not of this run's shapes, for example {wrong[0]!r}")
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        yield Finding(name, "weights", "it holds NaN or infinity")

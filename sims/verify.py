@@ -1,0 +1,65 @@
+"""Whether a run directory is whole: one line per finding, a summary, and an exit code."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ff_flower.errors import ConfigError
+from ff_flower.registry import SignaturePolicy
+from ff_flower.verification import Finding, RunContents, verify_run
+
+from .run import FAILED, refusing
+
+
+def main(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    public_keys: Annotated[str, typer.Option(help="Folder of OWNER.pub files; the run's own where it is not given.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Recheck every hash and every cross reference of a run directory; exit code 0 where it is whole, 1 where it is not."""
+    with refusing():
+        findings, contents = verify_run(run, signature_policy(run, public_keys))
+    broken = [finding for finding in findings if finding.broken]
+    told = summary(findings, contents)
+    if as_json:
+        print(json.dumps({"whole": not broken, "summary": told, "findings": [asdict(finding) for finding in findings]}, indent=1))
+    else:
+        for finding in findings:
+            print(f"{'BROKEN' if finding.broken else 'remark'}  {finding.place}: {finding.rule}: {finding.detail}")
+        print(told)
+    raise typer.Exit(FAILED if broken else 0)
+
+
+def signature_policy(run: Path, public_keys: str) -> SignaturePolicy:
+    """Return whose signatures are believed: the keys of a folder that was named, else of the run's where it can be seen.
+
+    Raises
+    ------
+    ConfigError
+        When a key cannot be read.
+    """
+    try:
+        stored = json.loads((run / "spec.json").read_text(encoding="utf-8"))
+        required, own = stored.get("trust.require-signature") is True, str(stored.get("trust.public-keys", ""))
+    except (OSError, ValueError, AttributeError):
+        required, own = False, ""
+    if public_keys:
+        return SignaturePolicy.read(public_keys, required)
+    try:
+        return SignaturePolicy.read(own, required and bool(own)) if own and Path(own).is_dir() else SignaturePolicy()
+    except ConfigError as error:
+        raise ConfigError(f"{error}; or name another folder by --public-keys") from error
+
+
+def summary(findings: list[Finding], run: RunContents | None) -> str:
+    """Return one sentence about what was looked at and what came of it."""
+    broken = sum(finding.broken for finding in findings)
+    verdict = f"{broken} broken, {len(findings) - broken} remarks" if broken else f"whole, {len(findings)} remarks"
+    if run is None:
+        return verdict
+    files = sum(1 for _ in run.files())
+    signed = sum(module.signature() is not None for module in run.modules.values())
+    return f"{verdict}: {files} files, {len(run.modules)} modules ({signed} signed), {len(run.reports)} reports of owners"
