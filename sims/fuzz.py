@@ -23,8 +23,8 @@ import typer
 
 from ff_flower.config import DataSpec, Scalar, from_run_config
 from ff_flower.data import load_splits
-from ff_flower.errors import ConfigError, ModuleError, VerificationError
-from ff_flower.generative import KINDS, build_module, restore_module
+from ff_flower.errors import ConfigError, FederatedFactoryError, ModuleError, VerificationError
+from ff_flower.generative import KINDS, GenerativeModule, build_module, restore_module
 from ff_flower.registry import ModuleLimits, ModuleManifest, decode_module, encode_module, module_id
 from ff_flower.registry.manifest import Setting
 from ff_flower.seeding import derive_seed, generator
@@ -38,11 +38,16 @@ SAMPLE_SECONDS = 20.0  # the same, for one sample of settings that are allowed; 
 INTERPRETER_BYTES = 8 * 2**20  # beside the tensors: the header's JSON, pieces, the allocator's slack
 WARM_UP = 3000
 STATUS = Path("/proc/self/status")
+FAILURES = (
+    FederatedFactoryError,
+    *(ArithmeticError, AssertionError, AttributeError, BufferError, LookupError, MemoryError),
+    *(OSError, RuntimeError, TypeError, ValueError),
+)
 UNCHANGED, LOADED = "(not changed by its mutations)", "(loads, as another module with another id)"
 EVENTS = ("exec", "compile", "import", "open", "os.", "shutil.", "subprocess.", "socket.", "ctypes.", "pickle.", "marshal.")
 SMALL: Mapping[str, Mapping[str, Scalar]] = {
-    "edm": {"channels": 8, "steps": 4, "batch-size": 8, "rank": 4, "evaluations": 2},
-    "flow": {"channels": 8, "steps": 4, "batch-size": 8, "rank": 4, "evaluations": 2},
+    "edm": {"channels": 8, "levels": 1, "steps": 4, "batch-size": 8, "rank": 4, "evaluations": 2},
+    "flow": {"channels": 8, "levels": 1, "steps": 4, "batch-size": 8, "rank": 4, "evaluations": 2},
     "vae": {"channels": 8, "steps": 4, "batch-size": 8, "rank": 4, "latent": 4, "mixtures": 1, "texture": 0.5},
     "gaussian_mixture": {"components": 4, "mixtures": 2},
 }
@@ -114,17 +119,21 @@ class Findings:
         Files per rule.
     slowest : dict
         Most seconds per rule, of processor time.
+    peak : int
+        Most bytes that reading one file took.
     violations : list of str
         What may not be, one sentence each.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     slowest: dict[str, float] = field(default_factory=dict)
+    peak: int = 0
     violations: list[str] = field(default_factory=list)
 
-    def note(self, what: str, seconds: float) -> None:
-        """Count one file."""
+    def note(self, what: str, seconds: float, grown: int) -> None:
+        """Count one file, with the processor time and the memory that reading it took."""
         self.counts[what] += 1
+        self.peak = max(grown, self.peak)
         self.slowest[what] = max(seconds, self.slowest.get(what, 0.0))
 
     def table(self) -> TextTable:
@@ -138,8 +147,8 @@ class Findings:
         return TextTable(title, ("refused by", "files", "%", "slowest, ms"), tuple(rows))
 
 
-def examine(data: bytes, original: bytes, limits: ModuleLimits) -> tuple[str, ModuleManifest | None]:
-    """Read one file as a server does, as far as a fitted module; return what became of it, and its manifest where it loads.
+def examine(data: bytes, original: bytes, limits: ModuleLimits) -> tuple[str, GenerativeModule[Any] | None]:
+    """Read one file as a server does, as far as a fitted module; return what became of it, and the module where it loads.
 
     Raises
     ------
@@ -151,47 +160,48 @@ def examine(data: bytes, original: bytes, limits: ModuleLimits) -> tuple[str, Mo
         if encode_module(state, manifest, limits) != data:
             raise AssertionError("it loads, but to something that is written in other bytes")
         check_cost(manifest)
-        restore_module(manifest.kind, manifest.spec, manifest.image_shape, state)
+        module = restore_module(manifest.kind, manifest.spec, manifest.image_shape, state)
     except VerificationError as error:
         return error.rule, None
     except (ModuleError, ConfigError):
         return "architecture", None
     if (module_id(data) == module_id(original)) != (data == original):
         raise AssertionError("two files have one id")
-    return UNCHANGED if data == original else LOADED, manifest
+    return UNCHANGED if data == original else LOADED, module
 
 
-def sample_once(data: bytes) -> str:
-    """Draw one sample of a file that loads; return the rule by which the probe refuses it, or nothing."""
-    manifest, state = decode_module(data)
-    module = restore_module(manifest.kind, manifest.spec, manifest.image_shape, state)
+def sample_once(module: GenerativeModule[Any]) -> str:
+    """Draw one sample of a module that was loaded; return the rule by which the probe refuses it, or nothing."""
     try:
         sample = module.sample(1, generator(0, "fuzz", "sample"), check=check_batch)
     except VerificationError as error:
         return error.rule
-    if sample.dtype != torch.uint8 or tuple(sample.shape) != (1, *manifest.image_shape):
+    if sample.dtype != torch.uint8 or tuple(sample.shape) != (1, *module.image_shape):
         raise AssertionError(f"a sample is {sample.dtype} of shape {tuple(sample.shape)}")
     return ""
 
 
 def fuzz(count: int, seed: int, files: list[bytes], watch: Watch, findings: Findings, first: int = 0) -> None:
     """Examine ``count`` mutated files; file k depends on ``seed`` and k alone."""
+    limits = ModuleLimits()
     for number in range(first, first + count):
         chosen, data = mutate(files, random.Random(derive_seed(seed, "fuzz", number)))
-        began = time.process_time()
+        before, began = _reset_peak(), time.process_time()
         try:
             with watch.armed():
-                what, manifest = examine(data, files[chosen], ModuleLimits())
-                spent = time.process_time() - began
-                if manifest is not None:
-                    what = sample_once(data) or what
-        except Exception as error:  # noqa: BLE001 - whatever else is raised is what is looked for
+                what, module = examine(data, files[chosen], limits)
+            spent, grown = time.process_time() - began, _peak() - before
+            if module is not None:
+                with watch.armed():
+                    what = sample_once(module) or what
+        except FAILURES as error:
             findings.violations.append(f"file {number}: {type(error).__name__}: {str(error)[:200]}")
             continue
-        findings.note(what, spent)
+        findings.note(what, spent, grown)
         sampling = time.process_time() - began - spent
-        if spent > SECONDS or sampling > SAMPLE_SECONDS:
-            findings.violations.append(f"file {number}: {what}: {spent:.2f} s to read, {sampling:.2f} s to sample")
+        if spent > SECONDS or sampling > SAMPLE_SECONDS or grown > 2 * limits.max_bytes + INTERPRETER_BYTES:
+            cost = f"{spent:.2f} s and {grown / 2**20:.0f} MB to read, {sampling:.2f} s to sample"
+            findings.violations.append(f"file {number}: {what}: {cost}")
         if watch.seen:
             findings.violations.append(f"file {number}: {what}: {watch.seen[0]}")
             watch.seen.clear()
@@ -252,10 +262,9 @@ def main(
     largest = measure_largest(files, findings)
     fuzz(min(count, WARM_UP), seed + 1, files, watch, Findings())  # what is imported once at first use is not of a file's making
     watch.seen.clear()
-    before = _reset_peak()
     fuzz(count, seed, files, watch, findings, first)
     show([findings.table(), TextTable("The largest files", ("file", "result", "ms", "MB beside the file"), tuple(largest))])
-    print(f"{time.monotonic() - began:.0f} s; peak memory grew by {(_peak() - before) / 2**20:.1f} MB over the mutated files")
+    print(f"{time.monotonic() - began:.0f} s; a mutated file took up to {findings.peak / 2**20:.1f} MB to read")
     print(*findings.violations[:20], f"{len(findings.violations)} violations", sep="\n")
     raise typer.Exit(1 if findings.violations else 0)
 

@@ -1,0 +1,91 @@
+"""Mutated module files, a few of the many that ``python -m sims.fuzz`` reads, and the watch that would see one do something."""
+
+import random
+import subprocess
+import sys
+from contextlib import suppress
+
+import pytest
+import torch
+
+from ff_flower.registry import ModuleLimits, decode_module, module_id
+from sims import fuzz
+from sims.mutation import MUTATIONS, mutate
+
+
+@pytest.fixture(scope="module")
+def files():
+    """Return one real module file per kind."""
+    return fuzz.real_files()
+
+
+@pytest.fixture(scope="module")
+def watch():
+    """Return the process's watch."""
+    return fuzz.Watch()
+
+
+def test_real_files_load_and_sample(files):
+    """Each of the files that are damaged is whole itself, and makes samples."""
+    for data in files:
+        what, module = fuzz.examine(data, data, ModuleLimits())
+        assert what == fuzz.UNCHANGED and fuzz.sample_once(module) in ("", "sample-range")
+    assert sorted(decode_module(data)[0].kind for data in files) == ["edm", "flow", "gaussian_mixture", "vae"]
+
+
+def test_mutated_files_are_refused_or_what_they_say(files, watch):
+    """Of some hundred files none raises anything but a refusal, loads to something else, takes a second, or does anything."""
+    fuzz.fuzz(200, 1, files, watch, fuzz.Findings())
+    watch.seen.clear()
+    findings = fuzz.Findings()
+    fuzz.fuzz(500, 0, files, watch, findings)
+    assert findings.violations == [] and sum(findings.counts.values()) == 500
+    assert len(findings.counts) >= 12
+
+
+def test_mutations_repeat(files):
+    """File k is a function of the seed and k, and every mutation takes any bytes, an empty file too."""
+    pairs = [mutate(files, random.Random(7)) for _ in range(2)]
+    assert pairs[0] == pairs[1]
+    for mutation in MUTATIONS:
+        for data in (b"", b"\0" * 5, b"\x02" + b"\0" * 7 + b"{}", files[0]):
+            assert isinstance(mutation(data, random.Random(3)), bytes)
+
+
+def test_the_watch_sees_what_a_file_may_not_do(watch, tmp_path):
+    """Opening a file, compiling code, importing a module and starting a process are seen while the watch is armed, else not."""
+    (tmp_path / "f").write_text("")
+    deeds = [
+        lambda: (tmp_path / "f").read_text(),
+        lambda: eval("1 + 1"),
+        lambda: __import__("this_module_is_not_there"),
+        lambda: subprocess.run([sys.executable, "-c", ""], check=True),
+    ]
+    for deed in deeds:
+        watch.seen.clear()
+        with watch.armed(), suppress(ImportError):
+            deed()
+        assert watch.seen
+        watch.seen.clear()
+        assert not watch.seen and not watch._armed
+
+
+def test_what_may_not_be_is_told(files, watch, monkeypatch):
+    """An error that is no refusal, and a file that loads to other content, are violations with the file's number."""
+    monkeypatch.setattr(fuzz, "decode_module", lambda data, limits: 1 / 0)
+    findings = fuzz.Findings()
+    fuzz.fuzz(1, 0, files, watch, findings, first=41)
+    assert findings.violations == ["file 41: ZeroDivisionError: division by zero"]
+    manifest, state = decode_module(files[0])
+    other = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    monkeypatch.setattr(fuzz, "decode_module", lambda data, limits: (manifest, other))
+    with pytest.raises(AssertionError, match="other bytes"):
+        fuzz.examine(files[0], files[0], ModuleLimits())
+    assert module_id(files[0]) != module_id(files[1])
+
+
+def test_memory_of_the_largest_files(files):
+    """The largest and the strangest files are read within a second each and twice the size limit beside their own bytes."""
+    findings = fuzz.Findings()
+    rows = fuzz.measure_largest(files, findings)
+    assert findings.violations == [] and [row[1] for row in rows] == ["loads"] * 4 + ["header-json"] * 5
