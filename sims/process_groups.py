@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def process_groups(home: Path) -> set[int]:
-    """Return the process groups of the living processes that carry ``FLWR_HOME=home``, the mark of a session.
+    """Return the process groups of the living processes whose ``FLWR_HOME`` is ``home`` or under it, the mark of a session.
 
     Groups, since some of Ray's processes overwrite their environment. All descend from processes that lead groups of their
     own, so that nobody else's process is among them.
@@ -16,7 +16,7 @@ def process_groups(home: Path) -> set[int]:
     mark = f"FLWR_HOME={home}".encode()
     groups = set()
     for process_id, environment in _environments():
-        if mark in environment:
+        if any(entry == mark or entry.startswith(mark + b"/") for entry in environment):
             with suppress(ProcessLookupError):
                 groups.add(os.getpgid(process_id))
     return groups

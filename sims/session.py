@@ -1,91 +1,18 @@
-"""A SuperLink of one's own for simulations: started, used and stopped without a trace.
+"""Simulations in a private SuperLink, each with its own Ray."""
 
-Flower's shared local SuperLink keeps the environment and the directory of its first start, outlives its runs and reports
-success for runs that failed. `FlowerSession` starts a private one on a free loopback port, with its own ``FLWR_HOME`` in a
-temporary folder, and removes every process and file of it at the end, also after Ctrl-C and SIGTERM. POSIX only.
-"""
-
-import json
-import os
-import re
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import threading
-import time
-import urllib.request
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NoReturn, Self
 
 from ff_flower.config import Scalar
-from ff_flower.errors import RunError
 
-from .defaults import check_keys, toml_line
-from .process_groups import process_groups
+from .defaults import check_keys
+from .superlink import CONNECTION, PrivateSuperLink, RunOutcome
 
-COMPLETED = "finished:completed"
-START_SECONDS = 60.0
-STOP_SECONDS = 3.0
-_LONGEST_ROOT = 27  # Ray appends up to 80 bytes to the session's folder, and the path of a unix socket ends at 107
-_CONNECTION = '[superlink]\ndefault = "private"\n\n[superlink.private]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
-_ENVIRONMENT = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
-    "RAY_ADDRESS": "local",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "PYTHONUNBUFFERED": "1",
-    "NO_PROXY": "127.0.0.1,localhost",
-    "no_proxy": "127.0.0.1,localhost",
-}
+_SETTINGS = '[superlink]\ndefault = "{name}"\n\n[superlink.{name}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
 
 
-@dataclass(frozen=True)
-class RunOutcome:
-    """How a run ended, from the SuperLink's own record.
-
-    Attributes
-    ----------
-    run_id : str
-        Flower's name of the run.
-    status : str
-        ``finished:completed``, ``finished:failed`` or ``finished:stopped``.
-    details : str
-        Why, where Flower knows; empty otherwise.
-    seconds : float
-        Wall clock from submission to the end.
-    """
-
-    run_id: str
-    status: str
-    details: str
-    seconds: float
-
-    @property
-    def completed(self) -> bool:
-        """Whether the ServerApp came to its end; says nothing of the clients."""
-        return self.status == COMPLETED
-
-
-class FlowerSession:
-    """Context manager of a private SuperLink; submit runs one after the other, each has its own Ray.
-
-    Attributes
-    ----------
-    home : pathlib.Path
-        The session's temporary folder; it exists between ``__enter__`` and ``__exit__``.
-    environment : dict of str to str
-        Of every process of the session; ``FLWR_HOME`` in it marks them as the session's.
+class FlowerSession(PrivateSuperLink):
+    """Context manager of a private SuperLink for simulations; submit runs one after the other, each has its own Ray.
 
     Examples
     --------
@@ -93,37 +20,9 @@ class FlowerSession:
     ...     outcome = session.run(Path("."), {"seed": 1}, num_supernodes=10, stream=print)
     """
 
-    home: Path
-    environment: dict[str, str]
-    _undo: ExitStack
-    _superlink: subprocess.Popen[bytes]
-
-    def __enter__(self) -> Self:
-        """Start the SuperLink and wait until it answers.
-
-        Raises
-        ------
-        RunError
-            Where Flower is not installed beside this interpreter, or the SuperLink does not come up.
-        """
-        with ExitStack() as undo:
-            root = tempfile.gettempdir()
-            self.home = Path(tempfile.mkdtemp(prefix="ff-", dir=root if len(root) <= _LONGEST_ROOT else "/tmp"))
-            undo.callback(shutil.rmtree, self.home, ignore_errors=True)
-            _exit_on_sigterm(undo)
-            self.environment = _environment(self.home)
-            port = _free_port()
-            (self.home / "config.toml").write_text(_CONNECTION.format(port=port), encoding="utf-8")
-            self._start(port)
-            undo.callback(self._stop)
-            self._await_health(port)
-            undo.callback(_ignore_signals)
-            self._undo = undo.pop_all()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        """Stop the SuperLink with all that it started, and remove the session's folder."""
-        self._undo.close()
+    def _prepare(self, port: int) -> list[str]:
+        (self.home / "config.toml").write_text(_SETTINGS.format(name=CONNECTION, port=port), encoding="utf-8")
+        return ["--insecure", "--simulation"]
 
     def run(
         self,
@@ -165,135 +64,7 @@ class FlowerSession:
             Where Flower refused the run, or the SuperLink was lost.
         """
         check_keys(app, overrides)
-        began = time.monotonic()
-        settings = self.home / "run-config.toml"
-        settings.write_text("".join(f"{toml_line(key, value)}\n" for key, value in overrides.items()), encoding="utf-8")
         federation = (
             f"num-supernodes={num_supernodes} client-resources-num-cpus={num_cpus} client-resources-num-gpus={float(num_gpus)}"
         )
-        command = ["flwr", "run", str(app.resolve()), "private", "--stream", "--federation-config", federation]
-        if overrides:
-            command += ["--run-config", str(settings)]
-        run_id = self._submit(command, stream or (lambda line: None))
-        record = self._record(run_id)
-        while not record["status"].startswith("finished"):
-            time.sleep(1.0)
-            record = self._record(run_id)
-        details = record["status-details"].removeprefix("Simulation failed with exception: ")
-        return RunOutcome(run_id, record["status"], "" if details == "N/A" else details, time.monotonic() - began)
-
-    def _submit(self, command: list[str], stream: Callable[[str], None]) -> str:
-        """Run ``flwr run --stream`` to the end of the log; return the run's name."""
-        process = subprocess.Popen(
-            command,
-            cwd=self.home / "start",
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,
-        )
-        assert process.stdout is not None
-        run_id, unsubmitted = "", []
-        try:
-            for line in process.stdout:
-                started = re.search(r"Successfully started run (\d+)", line)
-                run_id = run_id or (started[1] if started else "")
-                unsubmitted += [] if run_id else [line]
-                stream(line.rstrip("\n"))
-        finally:
-            process.kill()
-            process.wait()
-            process.stdout.close()
-        if not run_id:
-            raise RunError("Flower refused the run:\n" + "".join(unsubmitted).strip())
-        return run_id
-
-    def _record(self, run_id: str) -> dict[str, Any]:
-        """Return the SuperLink's record of the run; the exit code of ``flwr`` says nothing."""
-        answer = subprocess.run(
-            ["flwr", "list", "private", "--run-id", run_id, "--format", "json"],
-            cwd=self.home / "start",
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
-        with suppress(json.JSONDecodeError):
-            found = json.loads(answer.stdout)
-            if found.get("success") and found["runs"]:
-                record: dict[str, Any] = found["runs"][0]
-                return record
-        self._fail(f"the SuperLink does not answer for run {run_id}: {answer.stdout}{answer.stderr}".strip())
-
-    def _start(self, port: int) -> None:
-        """Start ``flower-superlink`` in an empty directory: simulated clients import from there first."""
-        if shutil.which("flower-superlink", path=self.environment["PATH"]) is None:
-            raise RunError(f"flower-superlink: must be beside {sys.executable}; install this project into that environment")
-        (self.home / "start").mkdir()
-        with (self.home / "superlink.log").open("wb") as log:
-            self._superlink = subprocess.Popen(
-                ["flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)],
-                cwd=self.home / "start",
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def _await_health(self, port: int) -> None:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        end = time.monotonic() + START_SECONDS
-        while time.monotonic() < end and self._superlink.poll() is None:
-            with suppress(OSError), opener.open(f"http://127.0.0.1:{port}/health", timeout=5):
-                return
-            time.sleep(0.1)
-        self._fail(f"the SuperLink did not come up within {START_SECONDS:.0f} s")
-
-    def _fail(self, what: str) -> NoReturn:
-        lines = (self.home / "superlink.log").read_text(encoding="utf-8", errors="replace").splitlines()
-        raise RunError("\n".join([what, "its last lines:", *lines[-10:]]))
-
-    def _stop(self) -> None:
-        """End the SuperLink, then whatever is left of its process groups: SuperExec, simulation, Ray."""
-        groups = process_groups(self.home)
-        self._superlink.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            self._superlink.wait(STOP_SECONDS)
-        while groups:
-            for group in groups:
-                with suppress(ProcessLookupError):
-                    os.killpg(group, signal.SIGKILL)
-            time.sleep(0.05)
-            groups = process_groups(self.home)
-        self._superlink.wait()
-
-
-def _environment(home: Path) -> dict[str, str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    return {**os.environ, **_ENVIRONMENT, "PATH": path, "FLWR_HOME": str(home), "RAY_TMPDIR": str(home), "TMPDIR": str(home)}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
-def _exit_on_sigterm(undo: ExitStack) -> None:
-    """Let SIGTERM end the program as Ctrl-C does, by an exception; signals belong to the main thread."""
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            undo.callback(signal.signal, number, signal.getsignal(number))
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-
-
-def _ignore_signals() -> None:
-    """Let nothing interrupt the end of a session; the former answers come back after it."""
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+        return self._execute(app, overrides, ["--federation-config", federation], stream)
