@@ -165,8 +165,14 @@ def _gaps(metrics: Metrics) -> TextTable:
         f"node {gap['partition']} has no module for label {gap['label']}: {gap['reason']}" for gap in metrics.get("declined", [])
     ]
     simpler = [f"node {gap['partition']}, label {gap['label']}: {gap['reason']}" for gap in metrics.get("fallbacks", [])]
-    sentences = [*gaps(metrics), *declined, *simpler, *metrics.get("notes", [])]
+    excluded = [f"{_part(one)} is excluded: what came from there takes no part" for one in metrics.get("excluded", [])]
+    sentences = [*gaps(metrics), *excluded, *declined, *simpler, *metrics.get("notes", [])]
     return TextTable("What is missing", ("what and why",), tuple((sentence,) for sentence in sentences), prose=True)
+
+
+def _part(excluded: str) -> str:
+    owner, _, label = excluded.partition("/")
+    return f"label {label} of owner {owner}" if label else f"owner {owner}"
 
 
 def _in_order(results: Mapping[str, Metrics]) -> list[tuple[str, Metrics]]:

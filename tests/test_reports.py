@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ff_flower.errors import VerificationError
-from ff_flower.reports import Answer, Declined, Fallback, FitReport, Interval, busy_seconds
+from ff_flower.reports import Answer, Declined, Fallback, FitReport, Forgotten, Interval, busy_seconds
 
 SHARES = st.floats(0, 1)
 SECONDS = st.floats(allow_nan=False, allow_infinity=False)
@@ -64,6 +64,21 @@ def test_an_answer_survives_the_wire(answer):
     assert Answer.from_json(answer.to_json()) == answer
 
 
+@given(st.builds(Forgotten, COUNTS, st.dictionaries(st.text("0123456789abcdef", max_size=64), COUNTS, max_size=4), COUNTS))
+def test_an_account_of_forgetting_survives_the_wire(account):
+    """What a node says that it dropped, read from its own JSON, is equal to it."""
+    assert Forgotten.from_json(account.to_json()) == account
+
+
+@given(FIT_REPORTS, st.sets(st.integers(0, 1000)))
+def test_a_report_without_labels_says_nothing_of_them(report, labels):
+    """A report without some labels names none of them, says the same of the others, and is itself without them already."""
+    rest = report.without(labels)
+    assert {int(label) for label in (*rest.label_counts, *rest.modules)}.isdisjoint(labels)
+    assert all(rest.modules[label] == module for label, module in report.modules.items() if int(label) not in labels)
+    assert rest.without(labels) == rest and rest.work == report.work
+
+
 @given(LABELS, COUNTS, COUNTS)
 def test_a_node_has_as_many_images_as_its_labels(label, first, second):
     """The number of examples is the sum over labels."""
@@ -71,7 +86,7 @@ def test_a_node_has_as_many_images_as_its_labels(label, first, second):
     assert report.num_examples == first + second
 
 
-@pytest.mark.parametrize("kind", [FitReport, Answer])
+@pytest.mark.parametrize("kind", [FitReport, Answer, Forgotten])
 @given(text=st.text() | JSON.map(json.dumps))
 def test_text_that_is_no_report_is_refused(kind, text):
     """Whatever text a node sends instead of a report is refused by the rule ``report``, and by nothing else."""

@@ -85,7 +85,7 @@ class Certificate:
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             "run": {"folder": self.directory.path.name, "spec_digest": self.spec.digest(), "source_digest": source_digest()},
             "request": {"exclude": entry.exclude, "reason": entry.reason, "modules": entry.modules},
-            "modules": {"before": list(before["modules"]), "after": after},
+            "modules": {"before": before["order"], "after": after},
             "removed": entry.removed,
             "still_there": [name for name in entry.removed if name.startswith("modules/") and self._exists(name)],
             "untouched": {name: digest for name, digest in before["stays"].items() if kept[name] == digest},
@@ -120,7 +120,7 @@ class Certificate:
         }
 
     def _proof(self, after: list[str], rebuilt: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        gone, before = set(self.entry.modules), list(self.entry.before["modules"])
+        gone, before = set(self.entry.modules), self.entry.before["order"]
         compared = self.proof.compared
         scratch = {
             "equal": all(one.equal for one in compared),

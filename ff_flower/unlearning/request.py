@@ -120,6 +120,7 @@ def account(
     }
     sent = Ledger.read(directory.path / "ledger.jsonl").transfers
     return {
+        "order": [one.module_id for one in registry],
         "modules": {one.module_id: _told(one) for one in registry},
         "stays": stays,
         "scores": {name: _scores(result) for name, result in metrics.get("results", {}).items()},

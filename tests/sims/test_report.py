@@ -95,6 +95,14 @@ def test_gaps_are_named():
     ]
 
 
+def test_the_excluded_are_named():
+    """Who is excluded is said beside what is missing, but is no gap: it was asked for."""
+    without = metrics(excluded=["3", "5/7"])
+    assert gaps(without) == []
+    rows = [row[0] for row in table(run_tables(without), "What is missing").rows]
+    assert [row.partition(" is ")[0] for row in rows] == ["owner 3", "label 7 of owner 5"]
+
+
 def test_summary_is_mean_and_sample_deviation():
     """Runs of one group become mean and standard deviation of the sample, by hand calculation."""
     values = [0.90, 0.94, 0.95]
