@@ -1,5 +1,6 @@
 """The main job, ``python -m sims.run``: one run in a private SuperLink, its result table, and an honest exit code."""
 
+import math
 import os
 import re
 import sys
@@ -18,6 +19,7 @@ from ff_flower.errors import ConfigError, FederatedFactoryError
 
 from .defaults import check_keys, flatten
 from .log_filter import LogFilter
+from .machine import usable_cores, visible_gpus
 from .report import Metrics, gaps, load_metrics, run_tables, show
 from .session import FlowerSession
 
@@ -43,12 +45,17 @@ class Resources:
     gpus: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what no machine, or not this one, can give."""
-        cores = os.cpu_count() or 1
+        """Refuse what no machine, or not this one, can give: Ray would start no client, and the run would fail at once."""
+        cores = usable_cores()
         if not 1 <= self.cpus <= cores:
             raise ConfigError(f"cpus-per-client = {self.cpus}: must be from 1 to {cores}, the cores of this machine; take 1")
-        if self.gpus < 0:
-            raise ConfigError(f"gpus-per-client = {self.gpus}: must be 0 or more; take 0 for no reservation")
+        if not 0 <= self.gpus < math.inf or (self.gpus > 1 and self.gpus != int(self.gpus)):
+            raise ConfigError(
+                f"gpus-per-client = {self.gpus}: must be a share from 0 to 1, or whole GPUs; take 0 for no reservation"
+            )
+        if self.gpus and self.gpus > (seen := visible_gpus()):
+            rule = f"at most {seen}, the GPUs of this machine" if seen else "0 on this machine, where torch sees no GPU"
+            raise ConfigError(f"gpus-per-client = {self.gpus}: must be {rule}; take 0, and clients use what there is")
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,12 @@ def load_splits(spec: DataSpec, seed: int) -> Splits:
     kind, colon, location = spec.name.partition(":")
     if spec.name not in DATASETS and not (colon and kind in ("npz", "folder") and location):
         raise ConfigError(unknown_name("data set", spec.name, [*DATASETS, "npz:/path/file.npz", "folder:/path"]))
-    return split_source(spec.name, _read(spec.name, _data_root(spec), spec.size, spec.download), spec, seed)
+    return _splits(spec, _data_root(spec), seed)
+
+
+@lru_cache(maxsize=1)  # whatever nodes of a simulation a process serves, they ask for the same
+def _splits(spec: DataSpec, root: Path, seed: int) -> Splits:
+    return split_source(spec.name, _read(spec.name, root, spec.size, spec.download), spec, seed)
 
 
 def read_source(location: str, spec: DataSpec) -> Source:

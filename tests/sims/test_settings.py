@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 from ff_flower.config import RunSpec
 from ff_flower.errors import ConfigError
 from ff_flower.run_directory import output_root
+from sims import machine
+from sims import run as main_job
 from sims.cli import app
 from sims.run import APP, FAILED, PARTIAL, REFUSED, Finished, Resources, presets, resolve_spec
 
@@ -77,11 +79,31 @@ def test_bad_presets_are_refused(tmp_path, content, message):
         resolve_spec(str(path))
 
 
-@pytest.mark.parametrize(("cpus", "gpus"), [(0, 0.0), ((os.cpu_count() or 1) + 1, 0.0), (1, -0.5)])
+@pytest.mark.parametrize(
+    ("cpus", "gpus"), [(0, 0.0), ((os.cpu_count() or 1) + 1, 0.0), (1, -0.5), (1, 1.5), (1, float("nan")), (1, 4096.0)]
+)
 def test_resources_that_do_not_exist_are_refused(cpus, gpus):
-    """More cores than the machine has, no core at all, and less than no GPU are refused."""
+    """More cores or GPUs than the machine has, no core at all, less than no GPU, and one and a half are refused."""
     with pytest.raises(ConfigError, match=r"per-client = .*: must be .*; take"):
         Resources(cpus, gpus)
+
+
+def test_a_share_of_a_gpu_needs_a_gpu(monkeypatch):
+    """Where torch sees no GPU a share of one is refused before anything starts; where it sees one, four clients may share it."""
+    monkeypatch.setattr(main_job, "visible_gpus", lambda: 0)
+    with pytest.raises(ConfigError, match=r"gpus-per-client = 0.25: must be 0 on this machine, where torch sees no GPU; take 0"):
+        Resources(1, 0.25)
+    monkeypatch.setattr(main_job, "visible_gpus", lambda: 1)
+    assert Resources(1, 0.25).gpus == 0.25
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("max 100000", None), ("150000 100000", 1), ("5000 100000", 1)])
+def test_a_container_has_the_cores_of_its_quota(monkeypatch, tmp_path, quota, cores):
+    """A quota of one and a half cores is one core, as for Ray; without a quota all cores of the affinity count."""
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.setattr(machine, "QUOTA", tmp_path / "cpu.max")
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert machine.usable_cores() == (cores or allowed)
 
 
 def test_the_exit_code_tells_how_a_run_ended():

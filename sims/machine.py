@@ -1,0 +1,26 @@
+"""What this machine can give to a simulation's clients."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: of the machine's, what affinity and a quota leave, at least 1.
+
+    Ray counts them likewise, and starts no client that wants more.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        quota, period = QUOTA.read_text().split()
+        cores = min(cores, int(float(quota) / float(period)))  # without a quota the first word is "max", which is no number
+    return max(1, cores)
+
+
+def visible_gpus() -> int:
+    """Return how many GPUs torch sees."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
