@@ -30,6 +30,12 @@ def required(tmp_path, keys):
     return tiny(tmp_path, trust__require_signature=True, trust__public_keys=str(keys[1]))
 
 
+@pytest.fixture
+def upload(required):
+    """Return the same run, ending with the upload of the modules."""
+    return required.model_copy(update={"synthesis": required.synthesis.model_copy(update={"site": "server"})})
+
+
 def signers(keys, **changes):
     """Return the nodes' configurations, each with its own key, changed for the liar."""
     configs = {owner: {"signing-key": str(keys[0] / f"{owner}.key")} for owner in range(NODES)}
@@ -63,27 +69,27 @@ def forged(reply):
 
 
 @pytest.mark.parametrize(("rule", "change"), [("signature-missing", unsigned), ("signature", forged)])
-def test_missing_and_wrong_signatures_go_to_quarantine(required, keys, run_tiny, rule, change):
+def test_missing_and_wrong_signatures_go_to_quarantine(upload, keys, run_tiny, rule, change):
     """The run goes on with the signed modules, and names the refused one and the rule."""
-    finished = run_tiny(required, tamper=at("train", change), node_config=signers(keys))
+    finished = run_tiny(upload, tamper=at("train", change), node_config=signers(keys))
     assert {(one["partition"], one["rule"]) for one in finished.metrics["quarantined"]} == {(LIAR, rule)}
     assert len(finished.modules()) == MODULES - 2
 
 
-def test_a_foreign_signature_goes_to_quarantine(required, keys, run_tiny):
+def test_a_foreign_signature_goes_to_quarantine(upload, keys, run_tiny):
     """A node that signs with another owner's key vouches for nothing."""
-    finished = run_tiny(required, node_config=signers(keys, signing_key=keys[0] / "0.key"))
+    finished = run_tiny(upload, node_config=signers(keys, signing_key=keys[0] / "0.key"))
     assert {(one["partition"], one["rule"]) for one in finished.metrics["quarantined"]} == {(LIAR, "signature-owner")}
 
 
-def test_a_signature_of_no_file_refuses_the_reply(required, keys, run_tiny):
+def test_a_signature_of_no_file_refuses_the_reply(upload, keys, run_tiny):
     """A reply with a signature for a file that it does not bring is refused whole."""
 
     def stray(reply):
         reply.content["signatures"] = ConfigRecord({"0" * 64: bytes(64)})
         return reply
 
-    finished = run_tiny(required, tamper=at("train", stray), node_config=signers(keys))
+    finished = run_tiny(upload, tamper=at("train", stray), node_config=signers(keys))
     assert [one["partition"] for one in finished.metrics["missing"]] == [LIAR]
     assert "one of the 2 files" in finished.metrics["missing"][0]["reason"]
 
@@ -99,14 +105,14 @@ def test_a_node_checks_with_its_own_keys(required, keys, run_tiny, tmp_path):
     assert missing["partition"] == LIAR and "signature-owner: no public key of '3'" in missing["reason"]
 
 
-def test_resuming_sets_aside_what_is_no_longer_signed(required, keys, run_tiny):
+def test_resuming_sets_aside_what_is_no_longer_signed(upload, keys, run_tiny):
     """A kept module whose signature was lost is asked for again, and the run ends with the same bytes."""
-    first = run_tiny(required, node_config=signers(keys))
+    first = run_tiny(upload, node_config=signers(keys))
     before = first.files("modules")
     signature = next((first.directory.path / "modules").glob("*.sig"))
     signature.unlink()
     again = LocalGrid(app, NODES, node_config=signers(keys))
-    run(again, required)
+    run(again, upload)
     assert len(again.fitted) == 1 and signature.exists()
     assert first.files("modules") == before
 
