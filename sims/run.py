@@ -120,8 +120,9 @@ def resolve_spec(preset: str = "", settings: Sequence[str] = ()) -> RunSpec:
         flat[key.strip()] = _toml_value(text.strip())
     spec = from_run_config(flat)
     out = Path(spec.out or os.environ.get("FF_RUNS") or "runs").expanduser().resolve()
-    root = str(Path(spec.data.root).expanduser().resolve()) if spec.data.root else ""
-    return from_run_config({**spec.flat(), "out": str(out), "data.root": root})
+    folders = {"data.root": spec.data.root, "trust.public-keys": spec.trust.public_keys}
+    absolute = {key: str(Path(folder).expanduser().resolve()) if folder else "" for key, folder in folders.items()}
+    return from_run_config({**spec.flat(), "out": str(out), **absolute})
 
 
 def execute(
