@@ -22,9 +22,11 @@ Files travel as they are, in one Array whose data are the file's bytes, so that 
 that are kept. Nothing here unpickles.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import SupportsIndex
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -102,10 +104,21 @@ def read_request(content: RecordDict) -> Request:
     return Request(spec, partitions, int(str(request["server-round"])), federation)
 
 
+class FileBytes(bytes):
+    """A file's bytes, which a simulation hands from process to process through shared memory without copying them first.
+
+    Ray serializes every message by itself, but takes an array's buffer as it is: whatever the number of nodes, the sender holds
+    the files once. What arrives is plain ``bytes``.
+    """
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Callable[..., bytes], tuple[np.ndarray]]:
+        return np.ndarray.tobytes, (np.frombuffer(self, dtype=np.uint8),)
+
+
 def file_record(files: Mapping[str, bytes]) -> ArrayRecord:
     """Return files by name as an ArrayRecord."""
     return ArrayRecord(
-        {name: Array(dtype="uint8", shape=(len(data),), stype=FILE_TYPE, data=data) for name, data in files.items()}
+        {name: Array(dtype="uint8", shape=(len(data),), stype=FILE_TYPE, data=FileBytes(data)) for name, data in files.items()}
     )
 
 

@@ -1,5 +1,6 @@
 """Messages: every record survives the wire bit for bit, and a record that is not what it must be is refused."""
 
+import pickle
 import struct
 
 import pytest
@@ -168,3 +169,14 @@ def test_tensors_are_read_without_metadata():
     state = {"a": torch.arange(3), "b": torch.zeros(0)}
     read = messages.read_tensors(weights_file(state))
     assert all(torch.equal(read[name], tensor) for name, tensor in state.items()) and set(read) == set(state)
+
+
+def test_files_are_handed_over_without_a_copy():
+    """Serialized as Ray does it, a file's bytes are a buffer beside the message, the file's own memory, and arrive as bytes."""
+    data = b"a module file" * 1000
+    record, buffers = messages.file_record({"a": data}), []
+    text = pickle.dumps(record, protocol=5, buffer_callback=buffers.append)
+    assert len(text) < 1000 and sum(buffer.raw().nbytes for buffer in buffers) == len(data)
+    back = pickle.loads(text, buffers=buffers)["a"].data  # noqa: S301 - our own
+    assert type(back) is bytes and back == data
+    assert pickle.loads(pickle.dumps(record))["a"].data == data  # noqa: S301 - our own

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ff_flower.config import RunSpec
+from ff_flower.config import RunSpec, Scalar
 from ff_flower.errors import RunError
 
 from ..run import execute, refusing, resolve_spec
@@ -46,7 +46,7 @@ def growth(
         for count in (int(number) for number in nodes.split(",")):
             for transport in transports.split(","):
                 folder = Path(base.out) / "benchmark" / f"growth-{count}-{transport}"
-                changes = {"num-clients": count, "transport": transport, "out": str(folder)}
+                changes: dict[str, Scalar] = {"num-clients": count, "transport": transport, "out": str(folder)}
                 row = RESULTS.joined([measure(changed(base, changes))])
                 keep(row, write, out)
                 found = found.joined(row.rows)
