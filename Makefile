@@ -14,11 +14,11 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run compare bench attacks test check clean
+.PHONY: help setup run compare bench attacks deploy-demo test check clean
 
 help:  ## list these commands
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
-	    printf '  make %-9s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
+	    printf '  make %-11s %s\n' "$$name" "$$text"; done
 
 setup: $(INSTALLED)  ## make the virtual environment VENV (default .venv) with PYTHON (default python3) and install
 
@@ -40,6 +40,9 @@ bench: setup  ## one measurement of the modules: ARGS=modules, evaluations, pool
 
 attacks: setup  ## the table of attacks and poisonings: caught or not, by which rule
 	PYTHONPATH=.:tests $(BIN)/python tests/attacks/table.py
+
+deploy-demo: setup  ## three sites with real images on a SuperLink with TLS and authentication, on this machine (ARGS=--compare)
+	$(BIN)/python -m sims.deploy_demo $(ARGS)
 
 test: setup  ## run the tests (ARGS="-m 'not slow'" leaves out those that start Flower)
 	$(BIN)/python -m pytest $(ARGS)

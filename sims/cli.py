@@ -7,8 +7,10 @@ import typer
 
 from ff_flower.config import RunSpec
 
+from .certificates import make_certificates, make_node_keys
 from .compare import main as compare
 from .defaults import render_config, write_config
+from .deploy_demo import main as deploy_demo
 from .forget import main as forget
 from .inspect import main as inspect
 from .report import TextTable, load_metrics, run_tables, show, summarize
@@ -21,6 +23,7 @@ app.command("compare")(compare)
 app.command("forget")(forget)
 app.command("inspect")(inspect)
 app.command("verify")(verify)
+app.command("deploy-demo")(deploy_demo)
 
 Markdown = Annotated[bool, typer.Option(help="Print Markdown.")]
 
@@ -47,6 +50,23 @@ def keygen(
         private, public = write_key_pair(name, out)
     print(f"{private}: the private key; it stays at the node (node-config: signing-key={str(private.resolve())!r})")
     print(f"{public}: the public key; it goes into the folder that trust.public-keys names")
+
+
+@app.command()
+def certificates(
+    folder: Annotated[Path, typer.Argument(help="Folder of the files; made where it is not there.")],
+    hosts: Annotated[list[str] | None, typer.Option("--host", help="Name or address of the SuperLink; may be repeated.")] = None,
+    sites: Annotated[list[str] | None, typer.Option("--site", help="Make a key pair for its SuperNode; may be repeated.")] = None,
+    days: Annotated[int, typer.Option(min=1, help="How long the certificates hold.")] = 365,
+) -> None:
+    """Make a certificate authority and the SuperLink's certificate, or, with --site alone, keys of SuperNodes."""
+    with refusing():
+        if hosts or not sites:
+            make_certificates(folder, hosts or (), days)
+            print(f"{folder / 'ca.crt'}: every site gets it (flower-supernode --root-certificates)")
+            print(f"{folder / 'server.pem'}, server.key: for flower-superlink; ca.key: keep it elsewhere")
+        for private in make_node_keys(folder, sites or ()):
+            print(f"{private}: for that site's SuperNode alone (--auth-supernode-private-key); register {private.name}.pub")
 
 
 @app.command()
