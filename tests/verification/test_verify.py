@@ -17,6 +17,7 @@ from ff_flower.registry import SignaturePolicy, decode_module, encode_module, mo
 from ff_flower.unlearning import Entry, Tombstone
 from ff_flower.verification import verify_run
 from sims.cli import app as commands
+from sims.run import resolve_spec
 from strategies.server_app import run
 
 
@@ -265,6 +266,13 @@ def test_a_foreign_signature_has_no_card(copied, keys):
     module.with_suffix(".sig").write_bytes(sign_module(read_private_key(keys[0] / f"{other}.key"), module.stem))
     told = CliRunner().invoke(commands, ["inspect", str(module), "--public-keys", str(keys[1])])
     assert told.exit_code == 1 and "refused: signature-owner" in told.output
+
+
+def test_a_run_knows_its_keys_from_everywhere(monkeypatch, tmp_path):
+    """A relative folder of public keys is that of the person who starts the run, wherever the run's processes start."""
+    monkeypatch.chdir(tmp_path)
+    assert resolve_spec(settings=["trust.public-keys=keys"]).trust.public_keys == str(tmp_path / "keys")
+    assert resolve_spec().trust.public_keys == ""
 
 
 def test_keys_from_the_command(tmp_path):
