@@ -43,14 +43,16 @@ def main(
     with refusing():
         spec, path = open_run(run)
         with tempfile.TemporaryDirectory(prefix="ff-proof-") as folder:
-            work = plan_work(spec, path, rebuild=rebuild, proof=Path(folder) if prove else None, tell=_print)
+            work = plan_work(
+                spec, path, requested=bool(owner or module), rebuild=rebuild, proof=Path(folder) if prove else None, tell=_print
+            )
             done = forget(path, owner or (), module or (), work, reason)
     report(done, rebuild=work.rebuild is not None)
     if done.error or done.differing:
         raise typer.Exit(FAILED)
 
 
-def plan_work(spec: RunSpec, run: Path, *, rebuild: bool, proof: Path | None, tell: Tell) -> Work:
+def plan_work(spec: RunSpec, run: Path, *, requested: bool, rebuild: bool, proof: Path | None, tell: Tell) -> Work:
     """Choose how to rebuild: in this process where the server alone works, in a simulation where nodes must.
 
     Parameters
@@ -59,6 +61,8 @@ def plan_work(spec: RunSpec, run: Path, *, rebuild: bool, proof: Path | None, te
         Of the run, as `open_run` gives it.
     run : Path
         Its directory.
+    requested : bool
+        Whether anybody is named, or only an unfinished request is to be finished.
     rebuild : bool
         Whether to rebuild.
     proof : Path, optional
@@ -67,7 +71,9 @@ def plan_work(spec: RunSpec, run: Path, *, rebuild: bool, proof: Path | None, te
         Receives progress.
     """
     deployed = spec.data.own and not spec.data.sites  # the nodes are elsewhere, and no simulation can stand for them
-    asks_nodes = spec.synthesis.site == "client" or waits_for_nodes(RunDirectory(run), Tombstone.read(run).effective(spec))
+    tombstone = Tombstone.read(run)
+    answers_go = spec.synthesis.site == "client" and (requested or not tombstone.purged)
+    asks_nodes = answers_go or waits_for_nodes(RunDirectory(run), tombstone.effective(spec))
     if not rebuild:
         return Work()
     if deployed and asks_nodes:

@@ -93,7 +93,8 @@ def call_roll(grid: Grid | None, spec: RunSpec, directory: RunDirectory) -> Roll
         raise RunError(f"{len(present)} of {spec.num_clients} sites take part, {least} must{remedy}: {reasons}")
     if known and known.classes != federation.classes:  # a classifier for fewer classes is none for these
         directory.withdraw([stage for stage in directory.receipts() if not stage.startswith("fit-")])
-    kept = {"federation": federation.model_dump(), "introductions": [one.model_dump() for one in introductions.values()]}
+    stay = [one.model_dump() for name, one in sorted(introductions.items()) if name not in spec.exclusion.owners]
+    kept = {"federation": federation.model_dump(), "introductions": stay}
     directory.write_json(KEPT, kept)
     for partition in sorted(present):
         one = introductions[federation.sites[partition]]
