@@ -1,5 +1,6 @@
 """Simulations in a private SuperLink, each with its own Ray."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -64,6 +65,8 @@ class FlowerSession(PrivateSuperLink):
             Where Flower refused the run, or the SuperLink was lost.
         """
         check_keys(app, overrides)
+        for ended in (self.home / "ray").glob("session_2*"):  # Ray keeps the folder of every run that is over
+            shutil.rmtree(ended, ignore_errors=True)
         federation = (
             f"num-supernodes={num_supernodes} client-resources-num-cpus={num_cpus} client-resources-num-gpus={float(num_gpus)}"
         )

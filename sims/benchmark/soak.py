@@ -47,7 +47,7 @@ class Traces:
     ports : int
         TCP ports on which they listen.
     folders : int
-        Entries of the session's folder and of the system's temporary folder that are ours or Ray's.
+        Entries of the session's folder, which is the temporary folder of all its processes, and of Ray's in it.
     """
 
     processes: int
@@ -68,11 +68,10 @@ def soak(
     with refusing():
         if runs < WARM_UP + 2:
             raise ConfigError(f"runs = {runs}: must be at least {WARM_UP + 2}, of which {WARM_UP} warm up; take 30")
-        before = _temporary()
         with tempfile.TemporaryDirectory(prefix="soak-") as folder, FlowerSession() as session:
             home = session.home
             rows = _rows(session, folder, runs)
-        left = _left(home, before)
+        left = _left(home)
         found = RESULTS.joined(rows)
         finish(found, write, out, markdown)
     problems = [*leaks(rows), *left]
@@ -127,20 +126,14 @@ def _settled(home: Path, resting: Traces | None) -> Traces:
 def _traces(home: Path) -> Traces:
     processes = session_processes(home)
     inodes = {inode for process in processes for inode in _sockets(process.process_id)}
-    return Traces(len(processes), len(inodes & _listening()), len(list(home.iterdir())) + len(_temporary()))
+    folders = [entry for folder in (home, home / "ray") if folder.is_dir() for entry in folder.iterdir()]
+    return Traces(len(processes), len(inodes & _listening()), len(folders))
 
 
-def _temporary() -> set[str]:
-    """Return what lies in the system's temporary folder under our names, Flower's or Ray's."""
-    marks = ("ff-", "ray", "flwr", "plasma")
-    places = (Path(tempfile.gettempdir()), Path("/dev/shm"))
-    return {str(path) for place in places if place.is_dir() for path in place.iterdir() if path.name.startswith(marks)}
-
-
-def _left(home: Path, before: set[str]) -> list[str]:
-    """Return one sentence for each process or folder that is there after the session."""
+def _left(home: Path) -> list[str]:
+    """Return one sentence for each process group that lives after the session, and for its folder where that is there."""
     problems = [f"process group {group} lives" for group in sorted(process_groups(home))]
-    return problems + [f"{path} is left" for path in sorted(_temporary() - before)]
+    return [*problems, f"{home} is left"] if home.exists() else problems
 
 
 def _sockets(process_id: int) -> set[str]:
