@@ -1,0 +1,228 @@
+"""Whole runs of sites that bring their own images: what is agreed, what is told, and what is never told."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from own_sites import CLASSES, deployed, make, own
+from PIL import Image
+
+from ff_flower.errors import ConfigError, RunError
+from ff_flower.registry import ModuleRegistry
+from sims.digit_folders import NAMES, write_digit_folders
+
+SECRETS = ("secret-place", "patient-")  # parts of the names of the sites' folders and of their files
+
+
+@pytest.fixture(scope="module")
+def other_site(tmp_path_factory):
+    """Return a function that makes a site's folder of one class, of images that are changed by ``change``."""
+
+    def write(change):
+        folder = tmp_path_factory.mktemp("secret-place")
+        classes = write_digit_folders(folder, {"other": (5,)}, per_class=12)["other"]
+        for path in classes.rglob("*.png"):
+            change(Image.open(path).convert("L")).save(path)
+        return classes
+
+    return write
+
+
+def refusals(caught):
+    """Return what the error of a refused run says."""
+    said = str(caught.value)
+    assert not any(secret in said for secret in SECRETS)
+    return said
+
+
+def test_every_site_takes_part_under_its_name(consortium):
+    """Labels are the classes' names, sorted; partitions are the sites' names, sorted; modules are owned by names."""
+    names = sorted(NAMES[digit] for digits in CLASSES.values() for digit in digits)
+    assert (consortium.metrics["sites"], consortium.metrics["classes"]) == (["north", "south", "west"], names)
+    assert (consortium.metrics["missing"], consortium.metrics["quarantined"]) == ([], [])
+    manifests = [module.manifest for module in ModuleRegistry(consortium.path / "modules")]
+    owners = {NAMES[digit]: site for site, digits in CLASSES.items() for digit in digits}
+    assert {manifest.label_name: manifest.owner for manifest in manifests} == owners
+    assert all(names[manifest.label] == manifest.label_name for manifest in manifests)
+
+
+def test_without_a_test_set_the_sites_score_on_what_they_hold_out(consortium):
+    """Server, student and product of experts are scored by all sites together, without an AUROC, and the results say so."""
+    for name in ("server", "student", "product_of_experts"):
+        result = consortium.metrics["results"][name]
+        assert (result["scored_on"], result["scored_by"]) == ("sites", ["north", "south", "west"])
+        assert result["auroc"] is None and None not in result["per_class_recall"]
+    assert consortium.metrics["results"]["client_mean"]["scored_on"] == "sites"
+
+
+def test_a_deployment_equals_its_rehearsal_in_simulation(consortium, folders, tmp_path):
+    """The same spec with ``data.sites`` gives every module file, answer and classifier byte for byte."""
+    places = ",".join(f"{name}=folder:{folders[name]}" for name in ("west", "north", "south"))
+    rehearsal = make(own(tmp_path, data__sites=places), {number: {} for number in range(3)}, shuffle=4)
+    assert rehearsal.files() == consortium.files()
+    scores = [{name: {**one, "bytes": 0} for name, one in run.metrics["results"].items()} for run in (consortium, rehearsal)]
+    assert scores[0] == scores[1]
+
+
+def test_no_path_and_no_file_name_leaves_a_site(consortium):
+    """Nothing in the server's run directory names a site's folder or one of its files."""
+    files = [path for path in consortium.path.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert [path.name for path in files if any(secret.encode() in path.read_bytes() for secret in SECRETS)] == []
+
+
+def test_a_test_set_at_the_server_scores_all_but_the_sites_own(folders, tmp_path):
+    """With ``data.server-test`` the server scores its results there; classes that no site has are left out with a note."""
+    held = write_digit_folders(tmp_path / "held", {"server": (0, 1, 3, 7, 9, 4)}, per_class=5)["server"]
+    run = make(own(tmp_path / "out", data__server_test=f"folder:{held}"), deployed(folders))
+    results = run.metrics["results"]
+    assert {name: one["scored_on"] for name, one in results.items()} == {
+        "server": "server-test", "student": "server-test", "product_of_experts": "server-test", "client_mean": "sites",
+    }  # fmt: skip
+    assert results["server"]["auroc"] is not None
+    assert run.metrics["notes"] == ["data.server-test: images of class 'four' are left out, since no site has it"]
+    assert not [asked for asked in run.grid.asked if asked[0] == "evaluate.score"]
+
+
+def test_counts_are_told_as_multiples_only(folders, tmp_path):
+    """With a granularity every number of images that leaves a site is a multiple of it; a site may ask for a coarser one."""
+    coarse = {"north": {"manifest.count-granularity": 8}}
+    run = make(own(tmp_path, manifest__count_granularity=4), deployed(folders, **coarse))
+    told = {one["name"]: one["counts"].values() for one in json.loads((run.path / "sites.json").read_text())["introductions"]}
+    assert all(count % (8 if name == "north" else 4) == 0 for name, counts in told.items() for count in counts)
+    reports = [json.loads(path.read_text()) for path in run.path.glob("nodes/*/fit.json")]
+    assert {count % 4 for report in reports for count in report["label_counts"].values()} == {0}
+    manifests = [module.manifest for module in ModuleRegistry(run.path / "modules")]
+    assert {number % 4 for manifest in manifests for number in (manifest.num_examples, manifest.images_shown)} == {0}
+    assert {manifest.num_examples % 8 for manifest in manifests if manifest.owner == "north"} == {0}
+
+
+def test_what_is_registered_is_not_fitted_again(folders, tmp_path):
+    """A run that lost every answer goes on where it stopped: the same table, no fit, and the answers that were wanted."""
+    lost = make(own(tmp_path), deployed(folders), tamper=lambda _, reply: None if "weights" in reply.content else reply)
+    assert len(lost.metrics["missing"]) == 3
+    again = make(own(tmp_path), deployed(folders), shuffle=7)
+    assert (lost.grid.fitted, again.grid.fitted) == ([*range(3)], [])
+    assert again.metrics["missing"] == []
+    assert again.metrics["classes"] == lost.metrics["classes"]
+
+
+def test_fewer_sites_than_expected_are_enough_where_the_run_says_so(folders, tmp_path):
+    """Two of three sites fail a run, and with ``min-nodes = 2`` they make one that names the third place as missing."""
+    two = {number: config for number, config in deployed(folders).items() if number < 2}
+    with pytest.raises(RunError, match="2 SuperNodes are connected, num-clients is 3"):
+        make(own(tmp_path), two)
+    run = make(own(tmp_path, min_nodes=2), two)
+    assert (run.metrics["sites"], [gap["partition"] for gap in run.metrics["missing"]]) == (["north", "south"], [2])
+    third = make(own(tmp_path, min_nodes=2), deployed(folders), shuffle=1)
+    assert (third.metrics["sites"], third.metrics["missing"]) == (["north", "south", "west"], [])
+    assert third.metrics["classes"][:3] == run.metrics["classes"]
+    assert len(third.grid.fitted) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda image: image.resize((10, 10)), "site 'west' is refused: its images measure 10 x 10 pixels"),
+        (lambda image: image.convert("RGB"), "site 'west' is refused: its images have 3 channels"),
+    ],
+    ids=["size", "channels"],
+)
+def test_images_that_do_not_fit_are_refused_with_the_remedy(folders, other_site, tmp_path, change, said):
+    """A site whose images differ in size or channels ends the run before a fit, and the error names site, rule and remedy."""
+    node_config = deployed(folders, west={"data": f"folder:{other_site(change)}"})
+    with pytest.raises(RunError) as caught:
+        make(own(tmp_path), node_config)
+    assert said in refusals(caught)
+
+
+def test_images_of_another_size_are_resized_where_the_run_says_so(folders, other_site, tmp_path):
+    """With ``data.size`` every site resizes, and one with larger images takes part."""
+    node_config = deployed(folders, west={"data": f"folder:{other_site(lambda image: image.resize((10, 10)))}"})
+    assert make(own(tmp_path, data__size=8, synthesis__site="server"), node_config).metrics["missing"] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"name": "north"}, "2 nodes call themselves 'north'; give every SuperNode a name of its own"),
+        ({"name": "../etc"}, "must be 1 to 64 of A-Z a-z 0-9"),
+        ({"name": 5}, "name and data must both be given, in quotes"),
+        ({"data": "/srv/secret-place"}, "must be folder: or npz: with an absolute path"),
+        ({"data": "folder:/nowhere/secret-place"}, "a folder of class folders is read there; correct the path"),
+        ({"manifest.count-granularity": 0}, "must be a whole number from 1"),
+    ],
+    ids=["name of another", "name", "number", "place", "absent", "granularity"],
+)
+def test_a_node_that_is_started_wrongly_is_named_with_the_remedy(folders, tmp_path, change, said):
+    """A node-config that cannot be ends the run before a fit; the error says what to write and tells no path."""
+    with pytest.raises(RunError) as caught:
+        make(own(tmp_path), deployed(folders, west=change))
+    assert said in refusals(caught)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: (folder / "nine" / "patient-notes.png").write_text("none"), "class folders hold images only"),
+        (lambda folder: (folder / "patient-list.csv").write_text("none"), "images stand in the folder of their class"),
+        (lambda folder: [path.unlink() for path in (folder / "nine").iterdir()], "every class needs at least one image"),
+        (lambda folder: [shutil.rmtree(path) for path in folder.iterdir()], "one folder per class is needed"),
+    ],
+    ids=["no image", "stray file", "empty class", "empty folder"],
+)
+def test_a_folder_that_is_no_image_set_is_refused_without_naming_a_file(folders, tmp_path, spoil, said):
+    """Non-images, stray files and empty folders end the run before a fit; the rule and the remedy are told, no file's name."""
+    spoilt = shutil.copytree(folders["west"], tmp_path / "secret-place")
+    spoil(spoilt)
+    with pytest.raises(RunError) as caught:
+        make(own(tmp_path / "out"), deployed(folders, west={"data": f"folder:{spoilt}"}))
+    assert said in refusals(caught)
+
+
+def test_a_class_that_nobody_named_keeps_its_site_out(folders, tmp_path):
+    """With ``data.classes`` the table is fixed, and a site with another class is refused by its name."""
+    with pytest.raises(RunError, match=r"site 'west' is refused: its classes zero are not in data\.classes"):
+        make(own(tmp_path, data__classes="one;three;seven;nine"), deployed(folders))
+
+
+def test_arrays_are_images_as_well(folders, tmp_path):
+    """A site may bring an npz file with the names of its classes; classes without an image are not told."""
+    images = np.stack([np.asarray(Image.open(path)) for path in sorted((folders["west"] / "nine").iterdir())])
+    nothing = {f"{split}_{what}": images[:0] if what == "images" else np.zeros(0, np.int64) for split in ("val", "test")
+               for what in ("images", "labels")}  # fmt: skip
+    names = np.array(["zero", "nine"])
+    path = tmp_path / "site.npz"
+    np.savez(path, train_images=images, train_labels=np.ones(len(images), np.int64), label_names=names, **nothing)
+    run = make(own(tmp_path / "out", synthesis__site="server"), deployed(folders, west={"data": f"npz:{path}"}))
+    assert run.metrics["classes"] == ["nine", "one", "seven", "three"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"method": "fedavg"}, "method = 'fedavg': must be 'federated-factory'"),
+        ({"data__sites": "north=folder:/a"}, "data.sites names 1 sites: must be num-clients = 3"),
+        ({"data__sites": "north=folder:a,b=folder:/b,c=folder:/c"}, "with an absolute path"),
+        ({"data__sites": "north=folder:/a,north=folder:/b,c=folder:/c"}, "north must stand there once only"),
+        ({"data__sites": "north"}, "'north' must be name=folder:/path"),
+        ({"data__classes": "one;two;one"}, "one must stand there once only"),
+        ({"min_nodes": 4}, "min-nodes = 4: must be at most num-clients = 3"),
+        ({"data__name": "digits", "data__server_test": "folder:/t"}, "data.server-test: only where nodes bring their own"),
+    ],
+    ids=str,
+)
+def test_settings_that_contradict_each_other_are_refused(tmp_path, changes, said):
+    """What cannot be meant is refused before anything starts, with the remedy."""
+    with pytest.raises(ConfigError) as caught:
+        own(tmp_path, **changes)
+    assert said in str(caught.value)
+
+
+def test_nodes_of_a_deployment_are_told_no_folder_of_the_server(tmp_path):
+    """The spec that nodes get names no place on the server's disk; a rehearsal on one machine shares its folders."""
+    spec = own(tmp_path, data__server_test="folder:/test", data__root="/data")
+    assert {str(value) for value in spec.for_nodes().flat().values()} & {str(tmp_path), "folder:/test", "/data"} == set()
+    rehearsal = own(tmp_path, data__sites="a=folder:/a,b=folder:/b,c=folder:/c")
+    assert rehearsal.for_nodes() == rehearsal
