@@ -14,7 +14,7 @@ from ff_flower.data import DatasetInfo
 from ff_flower.errors import RunError, VerificationError
 from ff_flower.messages import count_modules, read_fit_reply, read_signatures, shared_store
 from ff_flower.metrics import Ledger
-from ff_flower.registry import Expectation, ModuleLimits, ModuleRegistry, RegisteredModule, SignaturePolicy
+from ff_flower.registry import Expectation, ModuleLimits, ModuleRegistry, RegisteredModule, SignaturePolicy, module_id
 from ff_flower.reports import FitReport
 from ff_flower.run_directory import RunDirectory, cache_root, modules_inputs
 from ff_flower.synthesis import SampleCache
@@ -126,10 +126,10 @@ class Collection:
         with torch_threads(self.spec.threads):
             refusals = Vetting(self.registry, self.spec.trust, self.spec.seed, cache, device).refusals()
         owners = {module_id: p for p, report in self.reports.items() for module_id in report.modules.values()}
-        for module_id, error in refusals.items():
-            data = self.registry.get(module_id).read()
-            self.registry.remove(module_id)
-            self._quarantine(data, error, owners[module_id])
+        for refused, error in refusals.items():
+            data = self.registry.get(refused).read()
+            self.registry.remove(refused)
+            self._quarantine(data, error, owners[refused])
         self.vetting_seconds = time.monotonic() - began
 
     def check_enough(self, missing: Sequence[Failure]) -> None:
@@ -190,6 +190,8 @@ class Collection:
 
     def _quarantine(self, data: bytes, error: VerificationError, partition: int) -> None:
         self.registry.quarantine(data, error, source=f"node {partition}")
+        if (store := shared_store(self.spec)) is not None:
+            store.remove(module_id(data))
         self.refused.append({"partition": partition, "rule": error.rule, "detail": error.detail})
         logger.warning("fit: a module of node %d is quarantined: %s", partition, error)
 

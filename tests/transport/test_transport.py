@@ -14,11 +14,11 @@ from ff_flower.run_directory import RunDirectory
 from strategies.server_app import run
 
 
-def make(out: Path, transport: str, **changes) -> RunDirectory:
+def make(out: Path, transport: str) -> RunDirectory:
     """Run the smallest federation in ``out``; nodes keep nothing of an earlier one."""
     drop_resident_sets()
-    spec = tiny(out, transport=transport, **changes)
-    return run(LocalGrid(app, spec.num_clients, shuffle=3, tamper=changes.get("tamper")), spec)
+    spec = tiny(out, transport=transport)
+    return run(LocalGrid(app, spec.num_clients, shuffle=3), spec)
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +127,21 @@ def test_references_are_read_only_where_the_run_shares_a_store(tmp_path):
         spec = tiny(tmp_path / transport, transport=transport, synthesis__site="server")
         [gap] = run(LocalGrid(app, 5, tamper=swap), spec).read_json("metrics.json")["missing"]
         assert gap["partition"] == 1 and gap["reason"].startswith(f"{rule}: ")
+
+
+def test_what_is_refused_does_not_stay_in_the_store(tmp_path):
+    """A module that the server quarantines is gone from the shared store, and the others are there."""
+    drop_resident_sets()
+    spec = tiny(tmp_path, transport="reference", synthesis__site="server")
+
+    def lie(partition, reply):
+        if partition == 3 and reply.has_content():
+            account = json.loads(reply.content["report"]["json"])
+            account["label_counts"] = {label: count + 1 for label, count in account["label_counts"].items()}
+            reply.content["report"]["json"] = json.dumps(account)
+        return reply
+
+    directory = run(LocalGrid(app, 5, tamper=lie), spec)
+    refused = {path.stem for path in (directory.path / "modules" / "quarantine").glob("*.json")}
+    stored = {path.stem for path in (tmp_path / "cache" / "modules").iterdir()}
+    assert len(refused) == 2 and stored == {path.stem for path in (directory.path / "modules").glob("*.safetensors")}
