@@ -12,8 +12,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ff_flower.registry import decode_module, encode_module, module_id, sign_module
 from ff_flower.registry.serialization import DTYPES, ORDER, WIDTHS
 
-GOLDEN_MODULE = ""
-GOLDEN_SIGNATURE = "06636b1e040faed68f1610218dd1b53abf79180c7f07ec2579469906afd154adf405fba201e91f13eff398c0eeb5aab17af0177c42e3d31a715637f1bbf0c806"
+GOLDEN_MODULE = "31a86c7a0f7888ca41e3c8ff901fedbd47c1ff389f543c645d37632a657029fb"
+GOLDEN_SIGNATURE = (
+    "06636b1e040faed68f1610218dd1b53abf79180c7f07ec2579469906afd154ad"
+    "f405fba201e91f13eff398c0eeb5aab17af0177c42e3d31a715637f1bbf0c806"
+)
 
 
 def read_module(path):
