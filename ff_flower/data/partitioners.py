@@ -7,6 +7,8 @@ import hashlib
 import tempfile
 import warnings
 import zipfile
+from contextlib import suppress
+from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -81,9 +83,9 @@ def cached_partition_indices(
         return partition_indices(labels, num_partitions, spec, seed)
     _check_labels(labels)
     key = hashlib.sha256(np.ascontiguousarray(labels, dtype=np.int64).tobytes())
-    key.update(f"{num_partitions} {seed} {spec.model_dump_json()} {version('flwr-datasets')}".encode())
+    key.update(f"{num_partitions} {seed} {spec.model_dump_json()} {_library_version()}".encode())
     path = cache / f"partition-{key.hexdigest()}.npz"
-    parts = _kept(path, len(labels), num_partitions)
+    parts = _kept(path, len(labels), num_partitions, _state(path))
     if parts is None:
         parts = partition_indices(labels, num_partitions, spec, seed)
         _keep(path, parts)
@@ -165,7 +167,21 @@ def _assigned(partitioner: "Partitioner", labels: np.ndarray, nodes: int, kind: 
         raise PartitionError(f"partition.kind = {kind!r} over {nodes} nodes: {error}") from error
 
 
-def _kept(path: Path, images: int, nodes: int) -> tuple[np.ndarray, ...] | None:
+@cache
+def _library_version() -> str:
+    return version("flwr-datasets")
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """Return what changes when a file does; nothing where there is none."""
+    with suppress(OSError):
+        found = path.stat()
+        return found.st_ino, found.st_size, found.st_mtime_ns
+    return ()
+
+
+@lru_cache(maxsize=2)  # a process of a simulation asks for the same with every message
+def _kept(path: Path, images: int, nodes: int, state: tuple[int, ...]) -> tuple[np.ndarray, ...] | None:
     """Return the partition kept at ``path``, or None when there is none or it is no partition of that many images."""
     try:
         with np.load(path, allow_pickle=False) as archive:

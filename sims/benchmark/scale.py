@@ -33,7 +33,7 @@ def scale(
     """Time how modules reach the server and all of them every node, and watch the memory of server and actors.
 
     The modules are Gaussian mixtures of random images, large by their principal components; classifiers train one step. A first
-    run with the same images and the smallest modules tells what the server holds without them.
+    run with the same images and the smallest modules tells what the server holds, and how long nodes work, without them.
     """
     with refusing(), tempfile.TemporaryDirectory(prefix="ff-scale-") as folder:
         shape, components = module_shape(megabytes)
@@ -44,7 +44,8 @@ def scale(
         for transport in transports.split(","):
             row = measure(changed(spec, {"out": f"{folder}/{transport}", "transport": transport}))
             added = float(row["server MB"] or 0) - float(least["server MB"] or 0)
-            row |= {"server over set": significant(added / float(row["set MB"] or 1), 3)}
+            longer = float(row["broadcast s"] or 0) - float(least["broadcast s"] or 0)
+            row |= {"broadcast more s": round(longer, 2), "server over set": significant(added / float(row["set MB"] or 1), 3)}
             kept = RESULTS.joined([{"nodes": nodes, "module MB": megabytes, "transport": transport, **row}])
             keep(kept, write, out)
             found = found.joined(kept.rows)
