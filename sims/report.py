@@ -90,12 +90,18 @@ def run_tables(metrics: Metrics) -> list[TextTable]:
 
 def gaps(metrics: Metrics) -> list[str]:
     """Return one sentence for each missing node and each quarantined module; empty when the run is whole."""
-    missing = [f"node {gap['partition']} is missing: {gap['reason']}" for gap in metrics.get("missing", [])]
+    missing = [f"{_called(metrics, gap)} is missing: {gap['reason']}" for gap in metrics.get("missing", [])]
     refused = [
-        f"a module of node {gap['partition']} is quarantined: {gap['rule']}: {gap['detail']}"
+        f"a module of {_called(metrics, gap)} is quarantined: {gap['rule']}: {gap['detail']}"
         for gap in metrics.get("quarantined", [])
     ]
     return missing + refused
+
+
+def _called(metrics: Metrics, gap: Mapping[str, Any]) -> str:
+    """Return what the node of a gap is called: by its site's name where it has one."""
+    sites, partition = metrics.get("sites", []), gap["partition"]
+    return f"site {sites[partition]}" if 0 <= partition < len(sites) else f"node {partition}"
 
 
 def summarize(runs: Sequence[Metrics]) -> TextTable:
@@ -162,9 +168,9 @@ def _bytes(metrics: Metrics) -> TextTable:
 
 def _gaps(metrics: Metrics) -> TextTable:
     declined = [
-        f"node {gap['partition']} has no module for label {gap['label']}: {gap['reason']}" for gap in metrics.get("declined", [])
+        f"{_called(metrics, gap)} has no module for label {gap['label']}: {gap['reason']}" for gap in metrics.get("declined", [])
     ]
-    simpler = [f"node {gap['partition']}, label {gap['label']}: {gap['reason']}" for gap in metrics.get("fallbacks", [])]
+    simpler = [f"{_called(metrics, gap)}, label {gap['label']}: {gap['reason']}" for gap in metrics.get("fallbacks", [])]
     excluded = [f"{_part(one)} is excluded: what came from there takes no part" for one in metrics.get("excluded", [])]
     sentences = [*gaps(metrics), *excluded, *declined, *simpler, *metrics.get("notes", [])]
     return TextTable("What is missing", ("what and why",), tuple((sentence,) for sentence in sentences), prose=True)

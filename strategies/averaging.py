@@ -47,7 +47,7 @@ class RepeatableAveraging(FedAvg):
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """Send the global weights to every node."""
-        self._asked = wait_for_nodes(grid, self.spec.num_clients)
+        self._asked = wait_for_nodes(grid, self.spec.num_clients, self.spec.connect_timeout)
         content = request_records(self.spec, range(self.spec.num_clients), server_round)
         content["arrays"] = self._sent = arrays
         num_bytes = count_bytes(content, "arrays")

@@ -40,7 +40,7 @@ def run_averaging(grid: Grid, splits: Splits, outcome: Outcome, device: torch.de
 def run_local(grid: Grid, splits: Splits, outcome: Outcome, device: torch.device) -> None:
     """Let every node fit a classifier on its own images alone, and report their mean."""
     spec = outcome.spec
-    nodes = wait_for_nodes(grid, spec.num_clients)
+    nodes = wait_for_nodes(grid, spec.num_clients, spec.connect_timeout)
     content = request_records(spec, range(spec.num_clients))
     messages = [Message(content, dst_node_id=node, message_type="evaluate.local") for node in nodes]
     contents, failures = in_partition_order(grid.send_and_receive(messages, timeout=spec.timeout), nodes, spec.num_clients)

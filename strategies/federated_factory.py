@@ -113,7 +113,7 @@ class FederatedFactory(Strategy):
         if self.roll:
             self._asked = list(self.roll.nodes.values())
         else:
-            self._asked = wait_for_nodes(grid, self.spec.num_clients, spare=len(self._excluded))
+            self._asked = wait_for_nodes(grid, self.spec.num_clients, self.spec.connect_timeout, spare=len(self._excluded))
         logger.info("fit: %d of %d nodes have modules to fit", len(wanted), self.spec.num_clients)
         content = request_records(self.spec, wanted, server_round, self.federation)
         return [Message(content, dst_node_id=node, message_type=MessageType.TRAIN) for node in self._asked]

@@ -45,7 +45,7 @@ def tell_nodes(grid: Grid, spec: RunSpec, directory: RunDirectory, roll: Roll | 
     if not module_ids or _all_confirmed(spec, directory, module_ids):
         return
     if roll is None:
-        nodes = wait_for_nodes(grid, spec.num_clients, spare=len(spec.exclusion.owners))
+        nodes = wait_for_nodes(grid, spec.num_clients, spec.connect_timeout, spare=len(spec.exclusion.owners))
     else:
         nodes = sorted(roll.nodes.values())
     content = forget_records(spec, module_ids, roll.federation if roll else None)

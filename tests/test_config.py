@@ -28,6 +28,7 @@ ASIDE = {"out", "timeout", "connect-timeout", "transport", "data.root", "data.do
 ASIDE |= {"trust.public-keys"}
 SITES: dict[str, Scalar] = {"data.name": "sites", "num-clients": 1}
 BESIDE: dict[str, dict[str, Scalar]] = {  # what a key cannot be set without
+    "min-nodes": SITES,
     "data.sites": SITES,
     "data.classes": SITES,
     "data.server-test": SITES,

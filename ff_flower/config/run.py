@@ -223,7 +223,8 @@ class RunSpec(Spec):
         data, places = self.data, site_places(self.data.sites)
         class_names(data.classes)
         if not data.own:
-            keys = {"data.sites": data.sites, "data.classes": data.classes, "data.server-test": data.server_test}
+            keys: dict[str, Scalar] = {"data.sites": data.sites, "data.classes": data.classes, "min-nodes": self.min_nodes}
+            keys |= {"data.server-test": data.server_test}
             if given := [key for key, value in keys.items() if value]:
                 raise ConfigError(f"{', '.join(given)}: only where nodes bring their own images; set data.name = {OWN!r}")
             return

@@ -104,7 +104,7 @@ def test_a_port_in_use_is_refused():
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"port {port}: cannot be used .*; stop who listens there or take another"):
+        with pytest.raises(ConfigError, match=f"port {port}: cannot be used .*; stop who listens there or take"):
             Deployment([SiteNode("north")], port=port).__enter__()
     assert free_port() > 0
 

@@ -11,6 +11,7 @@ from PIL import Image
 from ff_flower.errors import ConfigError, RunError
 from ff_flower.registry import ModuleRegistry
 from sims.digit_folders import NAMES, write_digit_folders
+from sims.report import gaps
 
 SECRETS = ("secret-place", "patient-")  # parts of the names of the sites' folders and of their files
 
@@ -226,3 +227,40 @@ def test_nodes_of_a_deployment_are_told_no_folder_of_the_server(tmp_path):
     assert {str(value) for value in spec.for_nodes().flat().values()} & {str(tmp_path), "folder:/test", "/data"} == set()
     rehearsal = own(tmp_path, data__sites="a=folder:/a,b=folder:/b,c=folder:/c")
     assert rehearsal.for_nodes() == rehearsal
+
+
+def test_an_excluded_site_takes_no_part(consortium, folders, tmp_path):
+    """A run without a site has the other sites' modules byte for byte, and the excluded SuperNode need not be there."""
+    others = {number: config for number, config in deployed(folders).items() if config["name"] != "west"}
+    run = make(own(tmp_path, exclude="west"), others)
+    assert run.metrics["missing"] == []
+    files = {name: data for name, data in run.files().items() if name.startswith("modules/")}
+    assert len(files) == 3
+    assert {module.manifest.owner for module in ModuleRegistry(run.path / "modules")} == {"north", "south"}
+
+
+def test_a_hostile_introduction_ends_nothing_but_its_own_part(folders, tmp_path):
+    """A node that answers with something else than an introduction is refused by its rule, and the run goes on."""
+
+    def tamper(partition, reply):
+        if partition == 0 and set(reply.content) == {"report"}:
+            reply.content["report"]["json"] = '{"name": "north", "path": "/etc"}'
+        return reply
+
+    run = make(own(tmp_path, min_nodes=2, synthesis__site="server"), deployed(folders), tamper=tamper)
+    assert run.metrics["sites"] == ["south", "west"]
+    assert gaps(run.metrics) == ["node 2 is missing: " + run.metrics["missing"][0]["reason"]]
+    assert "an introduction is refused: introduction: " in run.metrics["missing"][0]["reason"]
+
+
+def test_a_site_cannot_answer_for_another(folders, tmp_path):
+    """Modules that claim another site's partition are not taken from a node that introduced itself under its own name."""
+
+    def tamper(partition, reply):
+        if "modules" in reply.content and partition == 0:
+            reply.content["metrics"]["partition-id"] = 1
+        return reply
+
+    run = make(own(tmp_path, synthesis__site="server"), deployed(folders), tamper=tamper)
+    assert gaps(run.metrics) == ["site north is missing: partition-id 1: it is 0's node; it sends its own only"]
+    assert {module.manifest.owner for module in ModuleRegistry(run.path / "modules")} == {"south", "west"}
