@@ -120,15 +120,15 @@ class RunContents:
         if self.federation:
             return self.federation.classes
         tables = (self.json(name) for name in ("metrics.json", "label_distribution.json"))
-        table: Any = next((one["classes"] for one in tables if isinstance(one, dict) and "classes" in one), [])
-        return tuple(str(name) for name in table)
+        found = (one["classes"] for one in tables if isinstance(one, dict) and isinstance(one.get("classes"), list))
+        return tuple(str(name) for name in next(found, []))
 
     def in_order(self) -> list[RegisteredModule]:
         """Return the verified modules in the registry's order."""
         return sorted(self.modules.values(), key=registry_order)
 
     def json(self, name: str) -> Any:
-        """Return what a JSON file holds; None where it is absent or broken, which `broken_json` says."""
+        """Return what a JSON file holds; None where it is absent or broken, which `check_files` says."""
         try:
             return json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -174,7 +174,7 @@ def check_receipts(run: RunContents) -> Iterator[Finding]:
             continue
         for name, digest in outputs.items():
             place = PurePosixPath(name)
-            if place.is_absolute() or ".." in place.parts:
+            if place.is_absolute() or ".." in place.parts or "\0" in name:
                 yield Finding(str(name)[:200], "receipt", f"an output of {stage!r} lies outside the run directory")
             elif (found := file_digest(run.path / name)) != digest:
                 state = "missing" if found is None else "changed"

@@ -15,7 +15,6 @@ from ..errors import RunError, VerificationError
 from ..metrics import Ledger
 from ..registry import SignaturePolicy
 from ..reports import Answer
-from ..synthesis import allocate
 from .contents import Finding, RunContents, check_files, check_receipts
 from .modules import check_forgotten, check_modules, check_quarantine, check_reports
 
@@ -63,7 +62,7 @@ def check_results(run: RunContents) -> Iterator[Finding]:
     if run.current and metrics.get("spec_digest") != run.spec.digest():
         yield Finding("metrics.json", "spec", "its results are of another spec than spec.json's")
     classes, counts = [], {}
-    if isinstance(held, dict) and isinstance(held.get("counts"), list):
+    if isinstance(held, dict) and isinstance(held.get("counts"), list) and all(isinstance(row, list) for row in held["counts"]):
         classes, counts = held.get("classes", []), dict(enumerate(held["counts"]))
     if metrics.get("classes") != classes:
         yield Finding("label_distribution.json", "label-table", "its classes are not those of metrics.json")
@@ -86,7 +85,7 @@ def check_answers(run: RunContents) -> Iterator[Finding]:
     """Read the nodes' answers, and compare their synthetic sets and logits."""
     digests: dict[str, str] = {}
     num_classes = len(run.classes())
-    rows = sum(share.count for share in allocate(run.in_order(), run.spec.synthesis.samples_per_class))
+    rows = run.spec.synthesis.samples_per_class * len({module.manifest.label for module in run.in_order()})
     for path in sorted((run.path / "nodes").glob("*/answer.json")):
         name = path.relative_to(run.path).as_posix()
         try:

@@ -125,6 +125,18 @@ DAMAGES = {
         lambda run: edit_json(run / "receipts.json", lambda one: one["fit-0"].update(inputs="0")),
         "receipt-inputs",
     ),
+    "receipts of another kind": (
+        lambda run: (run / "receipts.json").write_text('{"fit-0": 3, "x": {"inputs": 1, "outputs": 2}}'),
+        "receipt",
+    ),
+    "results of another kind": (lambda run: (run / "metrics.json").write_text('{"classes": 3, "bytes": []}'), "label-table"),
+    "counts of another kind": (
+        lambda run: (run / "label_distribution.json").write_text('{"classes": {}, "counts": [3]}'),
+        "label-table",
+    ),
+    "a ledger of another kind": (lambda run: (run / "ledger.jsonl").write_text("[3]"), "json"),
+    "sites of another kind": (lambda run: (run / "sites.json").write_text("[3]"), "spec"),
+    "a tombstone of another kind": (lambda run: (run / "forgotten.json").write_text("[3]"), "spec"),
     "the ledger": (lambda run: (run / "ledger.jsonl").write_text(""), "ledger"),
     "a classifier's bit": (lambda run: flip(run / "classifiers/server.safetensors"), "receipt"),
     "a classifier's NaN": (lambda run: poison(run / "classifiers/server.safetensors"), "weights"),
