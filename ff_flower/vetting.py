@@ -25,7 +25,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import combinations
 from typing import Any
 
 import torch
@@ -238,21 +237,38 @@ def near_duplicates(twins: list[tuple[RegisteredModule, Tensor]], least: float) 
     Sample k of one is compared with sample k of the other: root mean square over k, in units of what it is over all pairs of
     samples. A copy has 0, modules that know nothing of each other nearly 1.
     """
-    refused = {}
-    flat = [images[:COMPARED].flatten(1).float() for _, images in twins]
-    squares = [float(rows.square().sum(1).mean()) for rows in flat]
-    for i, j in combinations(range(len(twins)), 2):
-        if twins[i][0].manifest.label == twins[j][0].manifest.label:
-            continue
-        same = float((flat[i] - flat[j]).square().sum(1).mean())
-        every = squares[i] + squares[j] - 2 * float(flat[i].mean(0) @ flat[j].mean(0))
-        if (ratio := math.sqrt(max(same, 0.0) / max(every, 1e-9))) < least:
-            for one, other in ((i, j), (j, i)):
-                detail = f"samples are those of {_named(twins[other][0])} but for {ratio:.3f} of their spread"
-                refused[twins[one][0].module_id] = VerificationError(
-                    "near-duplicate", f"{detail}, trust.min-difference is {least}; one of the two labels is wrong"
-                )
+    refused: dict[str, VerificationError] = {}
+    if len(twins) < 2:
+        return refused
+    modules, ratios = [module for module, _ in twins], differences([images[:COMPARED] for _, images in twins])
+    for i, j in (ratios < least).nonzero().tolist():  # both (i, j) and (j, i), ascending
+        if modules[i].manifest.label != modules[j].manifest.label:
+            found = f"samples are those of {_named(modules[j])} but for {float(ratios[i, j]):.3f} of their spread"
+            refused[modules[i].module_id] = VerificationError(
+                "near-duplicate", f"{found}, trust.min-difference is {least}; one of the two labels is wrong"
+            )
     return refused
+
+
+def differences(samples: list[Tensor]) -> Tensor:
+    """Return (M, M): root mean square distance of sample k of one module to sample k of another, over that of all pairs.
+
+    Parameters
+    ----------
+    samples : list of Tensor
+        (n, C, H, W) uint8 of each of M modules, sample k of all from the same noise.
+    """
+    pixels = torch.stack([images.flatten(1) for images in samples])  # (M, n, D)
+    modules, count, size = pixels.shape
+    means, squares = torch.zeros(modules, size, dtype=torch.double), torch.zeros(modules, dtype=torch.double)
+    together = torch.zeros(modules, modules, dtype=torch.double)
+    for index in range(count):  # sample by sample, so that only one of each module is held as floats
+        each = pixels[:, index].double()
+        means += each / count
+        squares += each.square().sum(1) / count
+        together += each @ each.T / count
+    sums = squares[:, None] + squares[None, :]
+    return ((sums - 2 * together).clamp_min(0) / (sums - 2 * means @ means.T).clamp_min(1e-9)).sqrt()
 
 
 def _named(module: RegisteredModule) -> str:

@@ -1,5 +1,6 @@
 """Vetting: the measures by hand, what honest modules pass, and that looking costs no sample twice."""
 
+import itertools
 import math
 
 import pytest
@@ -15,6 +16,7 @@ from ff_flower.vetting import (
     Vetting,
     check_batch,
     check_cost,
+    differences,
     near_duplicates,
     nearest_distance,
     neighbour_correlation,
@@ -160,3 +162,14 @@ def test_a_probe_of_too_few_samples_is_refused(probe):
     """Of fewer than eight samples nothing can be said, and the settings say so."""
     with pytest.raises(ValueError, match="at least 8 samples"):
         TrustSpec(probe=probe)
+
+
+def test_differences_are_those_of_all_pairs_one_by_one():
+    """The matrix of differences has at (i, j) what comparing every sample of i with every sample of j gives."""
+    random = torch.Generator().manual_seed(0)
+    samples = [torch.randint(0, 256, (4, 1, 3, 3), generator=random, dtype=torch.uint8) for _ in range(3)]
+    for i, j in itertools.product(range(3), repeat=2):
+        one, other = (samples[index].flatten(1).double() for index in (i, j))
+        same = (one - other).square().sum(1).mean()
+        every = torch.stack([(a - b).square().sum() for a in one for b in other]).mean()
+        assert differences(samples)[i, j].item() == pytest.approx((same / every).sqrt().item(), abs=1e-6)
