@@ -48,7 +48,7 @@ def test_metrics_have_the_keys_that_others_rely_on(finished):
     for result in metrics["results"].values():
         assert all(0 <= result[key] <= 1 for key in ("accuracy", "auroc", "macro_f1"))
         assert len(result["per_class_recall"]) == 10 and all(0 <= recall <= 1 for recall in result["per_class_recall"])
-    stages = {"fit", "client-synthesis", "client-training", "server-synthesis", "server", "student"}
+    stages = {"fit", "client-synthesis", "client-training", "server-synthesis", "server", "student", "vetting"}
     assert set(metrics["seconds"]) == {"total", *stages}
     assert all(math.isfinite(value) and value >= 0 for value in metrics["seconds"].values())
     assert {metrics[key] == [] for key in ("missing", "quarantined", "declined", "fallbacks", "notes")} == {True}
