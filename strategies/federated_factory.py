@@ -71,7 +71,7 @@ class FederatedFactory(Strategy):
     ) -> None:
         self.spec, self.info, self.directory, self.ledger, self.roll = spec, info, directory, ledger, roll
         self.federation = roll.federation if roll else None
-        self.collection = Collection(spec, info, directory, ledger, roll.owners(spec.num_clients) if roll else None)
+        self.collection = Collection(spec, info, directory, ledger, roll.owners(spec) if roll else None)
         self.device = device
         self.answers: dict[int, Answer] = {}
         self.missing: list[Failure] = []

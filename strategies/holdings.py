@@ -63,7 +63,7 @@ def survey(grid: Grid | None, spec: RunSpec, directory: RunDirectory, splits: Sp
         return Holdings(splits, _without_excluded(spec, owners, counts))
     roll = call_roll(grid, spec, directory)
     info = own_info(roll.federation.classes, roll.federation.image_shape)
-    owners = roll.owners(spec.num_clients)
+    owners = roll.owners(spec)
     _check_exclusion(spec, owners, len(info.classes))
     held, left_out = server_splits(spec.data, info)
     notes = [f"data.server-test: images of class {name!r} are left out, since no site has it" for name in left_out]

@@ -46,9 +46,14 @@ class Roll:
     refused: tuple[Failure, ...]
     notes: tuple[str, ...]
 
-    def owners(self, num_clients: int) -> list[str]:
-        """Return the sites' names by partition; a place that nobody has taken is nobody's: an empty name."""
-        return [*self.federation.sites, *[""] * (num_clients - len(self.federation.sites))]
+    def owners(self, spec: RunSpec) -> list[str]:
+        """Return the sites' names by partition.
+
+        Places that nobody has taken are those of sites that the run excludes and that never came; beyond these they have no name.
+        """
+        absent = sorted(spec.exclusion.owners - set(self.federation.sites))
+        names = [*self.federation.sites, *absent, *[""] * spec.num_clients]
+        return names[: spec.num_clients]
 
     def counts(self, num_clients: int) -> np.ndarray:
         """Return int64 (num_clients, K): training images per site and class, as the sites rounded them."""
