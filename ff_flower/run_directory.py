@@ -12,6 +12,7 @@
         nodes/<partition>/            each node's report, answer, logits and classifier
         classifiers/                  server.safetensors, student.safetensors ...
         receipts.json                 stages that are done, with the hashes of their outputs
+        progress.json                 what the server was last at, see ``ff-flower status``
         forgotten.json  certificates/ what was forgotten, and the proofs; see ``ff_flower.unlearning``
 
 A stage is done when its receipt names the same inputs and every output still has the hash it had.
@@ -144,7 +145,7 @@ class RunDirectory:
 
     def outputs(self) -> list[Path]:
         """Return every file of the run but those that are rewritten when it is opened, and what was refused."""
-        aside = {"spec.json", "environment.json", "receipts.json", "forgotten.json"}
+        aside = {"spec.json", "environment.json", "receipts.json", "forgotten.json", "progress.json"}
         files = [path for path in sorted(self.path.rglob("*")) if path.is_file() and path.name not in aside]
         return [path for path in files if not {"quarantine", "certificates"} & set(path.relative_to(self.path).parts)]
 

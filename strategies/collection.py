@@ -13,7 +13,7 @@ from ff_flower.config import RunSpec
 from ff_flower.data import DatasetInfo
 from ff_flower.errors import RunError, VerificationError
 from ff_flower.messages import count_modules, read_fit_reply, read_signatures, shared_store
-from ff_flower.metrics import Ledger
+from ff_flower.metrics import Ledger, Transfer
 from ff_flower.registry import Expectation, ModuleLimits, ModuleRegistry, RegisteredModule, SignaturePolicy, module_id
 from ff_flower.reports import FitReport
 from ff_flower.run_directory import RunDirectory, cache_root, modules_inputs
@@ -73,6 +73,7 @@ class Collection:
         self.reports: dict[int, FitReport] = {}
         self.refused: list[dict[str, object]] = []
         self.vetting_seconds = 0.0
+        self._transfers: dict[int, list[Transfer]] = {}
 
     def resume(self) -> set[int]:
         """Take over what stands verified in the run directory; return the partitions whose modules are still wanted."""
@@ -92,12 +93,15 @@ class Collection:
             return [Failure(partition, str(error))]
         modules = [self._register(data, report, signatures.get(name)) for name, data in files.items()]
         kept = [module for module in modules if module is not None]
+        before = len(self.ledger.transfers)
         self.ledger.add("up", "modules", count_modules(content), partition)
         if "modules" not in content:
             self.ledger.add("read", "modules-up", sum(len(data) for data in files.values()), partition)
         content.pop("modules", None)  # the registry has them; Flower keeps all replies to the end of the round
         if signatures:
             self.ledger.add("up", "signatures", sum(len(one) for one in signatures.values()), partition)
+        self._transfers[partition] = self.ledger.transfers[before:]
+        self.ledger.write(self.directory.path / "ledger.jsonl")
         self.reports[partition] = report
         path = self.directory.write(f"nodes/{partition}/fit.json", report.to_json().encode())
         if len(kept) == len(files):
@@ -105,6 +109,29 @@ class Collection:
             outputs = [path, *(file for module in kept for file in module.files())]
             self.directory.finish(f"fit-{partition}", self.spec.fit_digest(), outputs, seconds)
         return []
+
+    def modules_of(self, partition: int) -> list[RegisteredModule]:
+        """Return the registered modules that a node reported."""
+        named = set(self.reports[partition].modules.values()) if partition in self.reports else set()
+        return [module for module in self.registry if module.module_id in named]
+
+    def give_up(self, partition: int) -> None:
+        """Drop what came for a partition that two nodes claim, as if neither had replied: nobody can tell whose it is."""
+        for module in self.modules_of(partition):
+            self.registry.remove(module.module_id)
+        self.reports.pop(partition, None)
+        self.refused = [one for one in self.refused if one["partition"] != partition]
+        for transfer in self._transfers.pop(partition, []):
+            self.ledger.transfers.remove(transfer)
+        self.ledger.write(self.directory.path / "ledger.jsonl")
+        self.directory.withdraw([f"fit-{partition}"])
+        (self.directory.path / f"nodes/{partition}/fit.json").unlink(missing_ok=True)
+
+    def complete(self) -> None:
+        """Forget in which order replies came, and remove modules that an interrupted session left and no report names."""
+        self.reports = dict(sorted(self.reports.items()))
+        self.refused.sort(key=lambda one: int(str(one["partition"])))
+        self.withdraw_unreported()
 
     def withdraw_unreported(self) -> None:
         """Remove modules that an earlier, interrupted session left and no report names."""
@@ -190,7 +217,8 @@ class Collection:
 
     def _quarantine(self, data: bytes, error: VerificationError, partition: int) -> None:
         self.registry.quarantine(data, error, source=f"node {partition}")
-        if (store := shared_store(self.spec)) is not None:
+        # A module that is another's stays in the store, where its owner may have left it.
+        if error.rule != "owner" and (store := shared_store(self.spec)) is not None:
             store.remove(module_id(data))
         self.refused.append({"partition": partition, "rule": error.rule, "detail": error.detail})
         logger.warning("fit: a module of node %d is quarantined: %s", partition, error)

@@ -2,12 +2,13 @@
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import Result, Strategy
 
 from ff_flower.config import RunSpec
 from ff_flower.data import DatasetInfo
@@ -25,9 +26,11 @@ from ff_flower.metrics import Ledger
 from ff_flower.reports import Answer
 from ff_flower.run_directory import RunDirectory, combined_digest
 
+from .arrivals import ArrivalGrid
 from .collection import Collection
 from .introductions import Roll
-from .nodes import Failure, check_answer, in_partition_order, missing_nodes, wait_for_nodes
+from .nodes import Failure, check_answer, claim_of, in_partition_order, missing_nodes, wait_for_nodes
+from .progress import Progress
 
 logger = logging.getLogger("flwr")
 
@@ -53,6 +56,8 @@ class FederatedFactory(Strategy):
         Where samples are drawn for vetting.
     roll : Roll, optional
         The sites that take part, where nodes bring their own images.
+    progress : Progress, optional
+        Tells of the stages and of every arrival; without it one is made for the directory.
 
     Raises
     ------
@@ -68,17 +73,24 @@ class FederatedFactory(Strategy):
         ledger: Ledger,
         device: torch.device,
         roll: Roll | None = None,
+        *,
+        progress: Progress | None = None,
     ) -> None:
         self.spec, self.info, self.directory, self.ledger, self.roll = spec, info, directory, ledger, roll
         self.federation = roll.federation if roll else None
         self.collection = Collection(spec, info, directory, ledger, roll.owners(spec) if roll else None)
         self.device = device
+        self.progress = progress or Progress(directory, self.federation.sites if self.federation else ())
         self.answers: dict[int, Answer] = {}
         self.missing: list[Failure] = []
         self._excluded = set(range(spec.num_clients)) - set(self.collection.participants)
+        self._partitions = {node: partition for partition, node in roll.nodes.items()} if roll else {}
         self._node_ids: dict[int, int] = {}
         self._failures: list[Failure] = []
+        self._refused: dict[int, list[Failure]] = {}
+        self._claims: dict[int, set[int]] = {}
         self._asked: list[int] = []
+        self._take: Callable[[Message], None] = self._take_modules
         self.steps: dict[str, float] = {}
         self._broadcast_at = time.time()
 
@@ -87,6 +99,16 @@ class FederatedFactory(Strategy):
         spec = self.spec
         logger.info("\t├──> %d nodes, %s modules, %s", spec.num_clients, spec.module.kind, spec.data.name)
         logger.info("\t└──> synthesis at the %s, consensus: %s", spec.synthesis.site, spec.consensus)
+
+    def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
+        """Run the round as Flower does, but take every reply when it arrives, not when the last one has."""
+        return super().start(ArrivalGrid(grid, self._arrived, self._waiting), *args, **kwargs)
+
+    def _arrived(self, message: Message) -> None:
+        self._take(message)
+
+    def _waiting(self, nodes: Sized) -> None:
+        self.progress.waiting_for(len(nodes))
 
     def restore(self) -> None:
         """Take over modules and answers that stand verified in the run directory, as a round does that has nobody to ask.
@@ -99,7 +121,7 @@ class FederatedFactory(Strategy):
         wanted = {*self.collection.resume(), *self._unanswered()}
         if wanted:
             raise RunError(f"nodes {sorted(wanted)} must be asked, and no federation is at hand; run the spec in Flower")
-        self.collection.withdraw_unreported()
+        self.collection.complete()
         self.collection.vet(self.device)
         self.collection.check_enough([])
 
@@ -115,11 +137,14 @@ class FederatedFactory(Strategy):
         else:
             self._asked = wait_for_nodes(grid, self.spec.num_clients, self.spec.connect_timeout, spare=len(self._excluded))
         logger.info("fit: %d of %d nodes have modules to fit", len(wanted), self.spec.num_clients)
+        self.progress.enter("fit")
+        self.progress.expect(wanted, self._classes_held(), at_once=self.roll is not None)
+        self._take = self._take_modules
         content = request_records(self.spec, wanted, server_round, self.federation)
         return [Message(content, dst_node_id=node, message_type=MessageType.TRAIN) for node in self._asked]
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Verify and register what arrived, quarantine what breaks a rule, and go on with the rest.
+        """Close the collection: name who is missing, quarantine what may not be used, and go on with the rest.
 
         Raises
         ------
@@ -127,25 +152,23 @@ class FederatedFactory(Strategy):
             With fewer than ``min_modules`` modules or ``min_classes`` classes.
         """
         replies = list(replies)
-        introduced = {node: partition for partition, node in self.roll.nodes.items()} if self.roll else None
-        contents, failures = in_partition_order(replies, self._asked, self.spec.num_clients, introduced)
+        contents, failures = in_partition_order(replies, self._asked, self.spec.num_clients, self._partitions)
         self._node_ids = {
             p: m.metadata.src_node_id for m in replies if m.has_content() for p, c in contents.items() if c is m.content
         }
-        for partition, content in contents.items():
-            if partition not in self.collection.reports and partition not in self._excluded:
-                failures += self.collection.receive(partition, content)
+        for partition in contents:
+            failures += self._refused.get(partition, [])
         begins = [report.work.began for partition, report in self.collection.reports.items() if partition in contents]
         if begins:
             self.steps["collect"] = round(time.time() - min(begins), 2)
         failures += self.roll.refused if self.roll else ()
         self._failures = failures
         self.missing = missing_nodes(failures, {*self.collection.reports, *self._excluded}, self.spec.num_clients)
-        for failure in self.missing:
-            logger.warning("fit: node %d is missing: %s", failure.partition, failure.reason)
+        self.progress.missing(self.missing)
         if fallbacks := self.collection.fallbacks():
             logger.warning("fit: %d modules are of a simpler kind, for example %s", len(fallbacks), fallbacks[0]["reason"])
-        self.collection.withdraw_unreported()
+        self.collection.complete()
+        self.progress.enter("vetting")
         self.collection.vet(self.device)
         self.ledger.write(self.directory.path / "ledger.jsonl")
         self.collection.check_enough(self.missing)
@@ -158,10 +181,13 @@ class FederatedFactory(Strategy):
             self._asked = []
             return []
         self._broadcast_at = time.time()
+        self.progress.enter("answers")
+        self._take, self._refused = self._take_answer, {}
         content = request_records(self.spec, wanted, server_round, self.federation)
         content.update(module_records(self.collection.registry.files(), shared_store(self.spec)))
         content.update(signature_record(signatures := self.collection.registry.signatures()))
         receivers = {partition: self._node_ids[partition] for partition in wanted if partition in self._node_ids}
+        self.progress.expect(receivers, {}, at_once=False)
         self._asked = list(receivers.values())
         num_bytes, set_bytes = count_modules(content), self.collection.registry.num_bytes()
         for partition in receivers:
@@ -176,14 +202,10 @@ class FederatedFactory(Strategy):
         return [Message(content, dst_node_id=node, message_type=MessageType.EVALUATE) for node in self._asked]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Keep the nodes' answers, with their logits and classifiers."""
-        partitions = {node: partition for partition, node in self._node_ids.items()}
-        contents, failures = in_partition_order(replies, self._asked, self.spec.num_clients, partitions)
-        for partition, content in contents.items():
-            try:
-                self._keep_answer(partition, content)
-            except VerificationError as error:
-                failures.append(Failure(partition, str(error)))
+        """Name the nodes whose answers are missing."""
+        contents, failures = in_partition_order(replies, self._asked, self.spec.num_clients, self._known())
+        for partition in contents:
+            failures += self._refused.get(partition, [])
         self.answers = dict(sorted(self.answers.items()))
         if contents:
             self.steps["broadcast"] = round(time.time() - self._broadcast_at, 2)
@@ -191,10 +213,59 @@ class FederatedFactory(Strategy):
             known = {*self.answers, *self._excluded, *(failure.partition for failure in self.missing)}
             silent = missing_nodes([*self._failures, *failures], known, self.spec.num_clients)
             self.missing = sorted(self.missing + silent, key=lambda failure: failure.partition)
-            for failure in silent:
-                logger.warning("answers: node %d is missing: %s", failure.partition, failure.reason)
+            self.progress.missing(silent)
         self.ledger.write(self.directory.path / "ledger.jsonl")
         return None
+
+    def _take_modules(self, message: Message) -> None:
+        """Verify, register and write a node's modules as soon as they are here."""
+        claim = claim_of(message, self.spec.num_clients, self._partitions)
+        if isinstance(claim, Failure):
+            self.progress.failed(claim)
+            return
+        claimants = self._claims.setdefault(claim, set())
+        claimants.add(message.metadata.src_node_id)
+        if len(claimants) > 1:
+            if claim in self._refused:
+                self.collection.give_up(claim)
+        elif claim not in self.collection.reports and claim not in self._excluded:
+            self._refused[claim] = self.collection.receive(claim, message.content)
+            for failure in self._refused[claim]:
+                self.progress.failed(failure)
+            if not self._refused[claim]:
+                self._tell_modules(claim)
+
+    def _tell_modules(self, partition: int) -> None:
+        modules, work = self.collection.modules_of(partition), self.collection.reports[partition].work
+        labels = ", ".join(module.manifest.label_name for module in modules) or "none"
+        shown = sum(module.manifest.images_shown for module in modules)
+        self.progress.arrived(partition, f"modules of {labels}, {shown:,} images shown", work.ended - work.began)
+
+    def _take_answer(self, message: Message) -> None:
+        """Keep a node's answer, with its logits and classifier, as soon as it is here."""
+        claim = claim_of(message, self.spec.num_clients, self._known())
+        if isinstance(claim, Failure):
+            self.progress.failed(claim)
+            return
+        try:
+            self._keep_answer(claim, message.content)
+        except VerificationError as error:
+            self._refused[claim] = [Failure(claim, str(error))]
+            self.progress.failed(self._refused[claim][0])
+            return
+        answer = self.answers[claim]
+        score = f"classifier of {100 * answer.metrics['accuracy']:.2f} %"
+        self.progress.arrived(claim, score, answer.training.ended - answer.synthesis.began)
+
+    def _known(self) -> dict[int, int]:
+        """Return the partitions of the nodes that were sent the modules."""
+        return {node: partition for partition, node in self._node_ids.items()}
+
+    def _classes_held(self) -> dict[int, int]:
+        """Return how many classes each site holds, as far as it told."""
+        told = {} if self.roll is None else self.roll.introductions
+        sites = self.federation.sites if self.federation else ()
+        return {partition: len(told[name].counts) for partition, name in enumerate(sites) if name in told}
 
     def modules_digest(self) -> str:
         """Return one digest of the spec and all registered modules: what every later stage depends on."""
@@ -222,6 +293,8 @@ class FederatedFactory(Strategy):
         for name, data in files.items():
             self.ledger.add("up", name, len(data), partition)
             paths.append(self.directory.write(f"nodes/{partition}/{name}.safetensors", data))
+            content.pop(name, None)
+        self.ledger.write(self.directory.path / "ledger.jsonl")
         self.answers[partition] = answer
         seconds = answer.training.ended - answer.synthesis.began
         self.directory.finish(f"answer-{partition}", self.answer_inputs(partition), paths, seconds)

@@ -98,18 +98,12 @@ def in_partition_order(
     claims: dict[int, list[RecordDict]] = defaultdict(list)
     failures, silent = [], set(asked)
     for message in replies:
-        node = message.metadata.src_node_id
-        silent.discard(node)
-        if message.has_error():
-            failures.append(Failure(known.get(node, -1), last_line(message.error.reason or "")))
-            continue
-        partition = message.content.metric_records.get("metrics", MetricRecord()).get("partition-id")
-        if not isinstance(partition, int) or not 0 <= partition < num_clients:
-            failures.append(Failure(known.get(node, -1), f"partition-id {partition!r}: it must be 0 to {num_clients - 1}"))
-        elif known.get(node, partition) != partition:
-            failures.append(Failure(known[node], f"partition-id {partition}: it is {known[node]}'s node; it sends its own only"))
+        silent.discard(message.metadata.src_node_id)
+        claim = claim_of(message, num_clients, known)
+        if isinstance(claim, Failure):
+            failures.append(claim)
         else:
-            claims[partition].append(message.content)
+            claims[claim].append(message.content)
     for partition, several in claims.items():
         if len(several) > 1:
             reason = f"partition-id {partition} is claimed by {len(several)} nodes: give every SuperNode its own"
@@ -117,6 +111,20 @@ def in_partition_order(
     failures += [Failure(known.get(node, -1), "no reply in time") for node in silent]
     contents = {partition: several[0] for partition, several in sorted(claims.items()) if len(several) == 1}
     return contents, sorted(failures, key=lambda failure: (failure.partition, failure.reason))
+
+
+def claim_of(message: Message, num_clients: int, partitions: Mapping[int, int]) -> int | Failure:
+    """Return the partition that a reply says it is of, or why it is of none; the parameters are those of `in_partition_order`."""
+    node = message.metadata.src_node_id
+    own = partitions.get(node, -1)
+    if message.has_error():
+        return Failure(own, last_line(message.error.reason or ""))
+    claimed = message.content.metric_records.get("metrics", MetricRecord()).get("partition-id")
+    if not isinstance(claimed, int) or not 0 <= claimed < num_clients:
+        return Failure(own, f"partition-id {claimed!r}: it must be 0 to {num_clients - 1}")
+    if own not in (-1, claimed):
+        return Failure(own, f"partition-id {claimed}: it is {own}'s node; it sends its own only")
+    return claimed
 
 
 def missing_nodes(failures: Sequence[Failure], present: Iterable[int], num_clients: int) -> list[Failure]:

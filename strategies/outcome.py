@@ -11,6 +11,7 @@ from ff_flower.run_directory import RunDirectory
 
 from .introductions import Roll
 from .nodes import Failure
+from .progress import Progress
 
 
 @dataclass
@@ -51,6 +52,10 @@ class Outcome:
         SHA-256 of the server's synthetic set; empty where it made none.
     roll : Roll or None
         The sites, where nodes bring their own images.
+    progress : Progress or None
+        Tells of the run while it runs.
+    nodes : list of dict
+        What each node contributed, see `contributions`.
     """
 
     spec: RunSpec
@@ -70,6 +75,8 @@ class Outcome:
     labels: tuple[int, ...] | None = None
     synthetic_digest: str = ""
     roll: Roll | None = None
+    progress: Progress | None = None
+    nodes: list[dict[str, Any]] = field(default_factory=list)
 
     def record(
         self, name: str, metrics: ClassificationMetrics | Mapping[str, Any], up: Sequence[str] = (), down: Sequence[str] = ()
@@ -112,6 +119,7 @@ class Outcome:
             "steps": self.steps,
             "bytes": self.ledger.totals(),
             "rounds": self.rounds,
+            "nodes": self.nodes,
             "missing": [asdict(failure) for failure in self.missing],
             "quarantined": self.quarantined,
             "declined": self.declined,

@@ -20,10 +20,12 @@ from ff_flower.unlearning import honour
 
 from .baselines import run_averaging, run_centralized, run_local
 from .consensus import Consensus
+from .contributions import contributions, log_contributions
 from .federated_factory import FederatedFactory
 from .forgetting import tell_nodes
 from .holdings import survey
 from .outcome import Outcome
+from .progress import Progress
 from .scoring import score_at_sites
 
 logger = logging.getLogger("flwr")
@@ -65,10 +67,26 @@ def run(grid: Grid | None, spec: RunSpec) -> RunDirectory:
     if directory.is_done("run", spec.digest()):
         logger.info("every stage of this spec is done and verified; nothing to do")
         return directory
+    progress = Progress(directory)
+    with progress.told():
+        outcome = _make(grid, spec, directory, splits, progress)
+        outcome.write(time.time() - began)
+        if not outcome.missing and not outcome.quarantined:
+            directory.finish("run", spec.digest(), directory.outputs(), time.time() - began)
+    log_contributions(outcome.nodes, outcome.info.classes)
+    return directory
+
+
+def _make(grid: Grid | None, spec: RunSpec, directory: RunDirectory, splits: Splits | None, progress: Progress) -> Outcome:
+    """Make every result of a run that is not done yet."""
+    if splits is None:
+        progress.enter("introductions")
     holdings = survey(grid, spec, directory, splits)
     splits, counts = holdings.splits, holdings.counts
+    progress.names = holdings.roll.federation.sites if holdings.roll else ()
     device = prepare(spec, spec.server_threads)
-    outcome = Outcome(spec, splits.info, directory, Ledger.read(directory.path / "ledger.jsonl"), roll=holdings.roll)
+    ledger = Ledger.read(directory.path / "ledger.jsonl")
+    outcome = Outcome(spec, splits.info, directory, ledger, roll=holdings.roll, progress=progress)
     outcome.notes += holdings.notes
     directory.write_json("label_distribution.json", {"classes": list(splits.info.classes), "counts": counts.tolist()})
     if not (picture := directory.path / "label_distribution.png").exists():
@@ -79,15 +97,12 @@ def run(grid: Grid | None, spec: RunSpec) -> RunDirectory:
         restore_factory(splits, outcome, device)
     else:
         raise RunError(f"{spec.method} needs nodes, and no federation is at hand; run the spec in Flower")
-    outcome.write(time.time() - began)
-    if not outcome.missing and not outcome.quarantined:
-        directory.finish("run", spec.digest(), directory.outputs(), time.time() - began)
-    return directory
+    return outcome
 
 
 def run_factory(grid: Grid, splits: Splits, outcome: Outcome, device: torch.device) -> None:
     """Run FederatedFactory: one round, then consensus at the server."""
-    strategy = FederatedFactory(outcome.spec, splits.info, outcome.directory, outcome.ledger, device, outcome.roll)
+    strategy = _strategy(splits, outcome, device)
     tell_nodes(grid, outcome.spec, outcome.directory, outcome.roll)
     strategy.start(grid, ArrayRecord(), num_rounds=1, timeout=outcome.spec.timeout)
     _conclude(strategy, splits, outcome, device, grid)
@@ -95,9 +110,14 @@ def run_factory(grid: Grid, splits: Splits, outcome: Outcome, device: torch.devi
 
 def restore_factory(splits: Splits, outcome: Outcome, device: torch.device) -> None:
     """Make again what the server alone can make from modules and answers that it has; RunError where it lacks any."""
-    strategy = FederatedFactory(outcome.spec, splits.info, outcome.directory, outcome.ledger, device, outcome.roll)
+    strategy = _strategy(splits, outcome, device)
     strategy.restore()
     _conclude(strategy, splits, outcome, device)
+
+
+def _strategy(splits: Splits, outcome: Outcome, device: torch.device) -> FederatedFactory:
+    one = outcome
+    return FederatedFactory(one.spec, splits.info, one.directory, one.ledger, device, one.roll, progress=one.progress)
 
 
 def _conclude(
@@ -120,6 +140,9 @@ def _conclude(
     outcome.seconds["client-training"] = busy_seconds([answer.training for answer in answers])
     outcome.labels = collection.registry.labels()
     _note_lost_classes(outcome)
+    names = outcome.roll.federation.sites if outcome.roll else ()
+    outcome.nodes = contributions(names, collection.registry, collection.reports, strategy.answers, outcome.ledger)
+    strategy.progress.enter("results")
     consensus = Consensus(strategy, splits, outcome, device)
     consensus.conclude()
     score_at_sites(grid, outcome, consensus.waiting)

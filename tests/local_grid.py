@@ -51,6 +51,8 @@ class LocalGrid(Grid):
         self.app, self.tamper = client_app, tamper
         self.asked: list[tuple[str, int]] = []
         self.fitted: list[int] = []
+        self.on_the_way: list[Message] = []
+        self.sent = 0
         ids = self.random.sample(range(1000, 9999), num_nodes)
         self.contexts = {
             node_id: Context(
@@ -78,22 +80,15 @@ class LocalGrid(Grid):
         """Return the ids of all nodes."""
         return list(self.contexts)
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Flower's interface; use `send_and_receive`."""
-        raise NotImplementedError
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Flower's interface; use `send_and_receive`."""
-        raise NotImplementedError
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Hand every message to its node and return the replies in random order."""
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Hand every message to its node; return the ids of those that are answered, so that nobody waits for the others."""
         replies = []
-        for number, message in enumerate(messages):
+        for message in messages:
             context = self.contexts[message.metadata.dst_node_id]
             partition = int(context.node_config["partition-id"])
             self.asked.append((message.metadata.message_type, partition))
-            message.metadata.__dict__["_message_id"] = f"message-{number}"
+            self.sent += 1
+            message.metadata.__dict__["_message_id"] = f"message-{self.sent}"
             reply: Message | None = self.app(message, context)
             assert isinstance(reply, Message), "a ClientApp that returns anything else stalls its node"
             if reply.has_content() and (read_files(reply.content, "modules") or "references" in reply.content):
@@ -102,13 +97,29 @@ class LocalGrid(Grid):
             if reply is not None:
                 replies.append(reply)
         self.random.shuffle(replies)
-        return replies
+        self.on_the_way += replies
+        return [reply.metadata.reply_to_message_id for reply in replies]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return one reply, in random order."""
+        wanted = set(message_ids)
+        here = next((reply for reply in self.on_the_way if reply.metadata.reply_to_message_id in wanted), None)
+        if here is None:
+            return []
+        self.on_the_way.remove(here)
+        return [here]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Hand every message to its node and return the replies in random order."""
+        message_ids = self.push_messages(messages)
+        return [reply for message_id in message_ids for reply in self.pull_messages([message_id])]
 
 
 def error_reply(message: Message, reason: str) -> Message:
     """Return the reply of a node whose app raised, in the place of its ``message``."""
     failed = Message(Error(code=2, reason=reason), reply_to=message)
     failed.metadata.__dict__["_src_node_id"] = message.metadata.src_node_id
+    failed.metadata.__dict__["_reply_to_message_id"] = message.metadata.reply_to_message_id
     return failed
 
 

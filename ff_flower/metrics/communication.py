@@ -57,9 +57,14 @@ class Ledger:
         return totals
 
     def write(self, path: Path) -> None:
-        """Write one JSON object per line."""
+        """Write one JSON object per line, whole or not at all."""
         order = sorted(self.transfers, key=lambda t: (t.server_round, t.direction, t.what, t.partition, t.num_bytes))
-        path.write_text("".join(json.dumps(asdict(t), sort_keys=True) + "\n" for t in order))
+        unfinished = path.with_name(path.name + ".part")
+        try:
+            unfinished.write_text("".join(json.dumps(asdict(t), sort_keys=True) + "\n" for t in order))
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     @classmethod
     def read(cls, path: Path) -> "Ledger":

@@ -116,21 +116,16 @@ class ModuleRegistry:
         Raises
         ------
         VerificationError
-            Naming the broken rule: one of `decode_module`, of `Expectation.check` or of `SignaturePolicy.check`, or
-            ``duplicate`` for a file that is registered already and now comes from someone else than its owner. Nothing is kept
-            then; see `quarantine`.
+            Naming the broken rule: one of `decode_module`, of `Expectation.check` or of `SignaturePolicy.check`; the same one
+            whatever was added before. Nothing is kept then; see `quarantine`.
         RunError
             If the file cannot be written, for example to a full disk. No part of it stays.
         """
         manifest, _ = decode_module(data, self.limits)
         digest = module_id(data)
-        known = digest in self._verified or digest in self._unread
-        if known and expectation.owner not in (None, manifest.owner):
-            found = f"module {digest[:12]} of {manifest.owner!r} came again from {expectation.owner!r}"
-            raise VerificationError("duplicate", f"{found}; a file has one owner")
         expectation.check(manifest)
         expectation.signatures.check(manifest.owner, digest, signature)
-        if not known:
+        if digest not in self._verified and digest not in self._unread:
             _write_whole(self._path(digest), data)
         module = self._remember(digest, manifest, len(data))
         if signature is not None and signature != module.signature():

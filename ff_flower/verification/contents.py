@@ -19,7 +19,7 @@ DIGEST = "[0-9a-f]{64}"
 EXPECTED = tuple(
     re.compile(pattern)
     for pattern in (
-        r"(spec|environment|metrics|receipts|label_distribution|forgotten|rounds|sites)\.json",
+        r"(spec|environment|metrics|receipts|label_distribution|forgotten|progress|rounds|sites)\.json",
         r"ledger\.jsonl",
         r"label_distribution\.png",
         r"certificates/(confirmations\.json|forget-[0-9]+\.(json|html))",

@@ -117,9 +117,11 @@ def test_label_names_are_compared_normalised(registry, digits_run, make_file):
 
 
 def test_a_file_has_one_owner(registry, digits_run, tiny_file):
-    """The exact file of one owner, sent again by another, is refused as a duplicate."""
+    """The exact file of one owner, sent by another, is refused by one rule, before its owner sent it and after."""
+    thief = dataclasses.replace(digits_run, owner="4")
+    assert refused(registry, tiny_file, thief) == "owner"
     registry.add(tiny_file, dataclasses.replace(digits_run, owner="3"))
-    assert refused(registry, tiny_file, dataclasses.replace(digits_run, owner="4")) == "duplicate"
+    assert refused(registry, tiny_file, thief) == "owner"
 
 
 def test_broken_bytes_are_refused(registry, digits_run, tiny_file):
@@ -162,7 +164,7 @@ def test_reopening_gives_the_same_registry(registry, digits_run, make_file):
 def test_reopened_registry_knows_owners(registry, digits_run, tiny_file):
     """A file that another session registered still has one owner, before anything is read from it."""
     registry.add(tiny_file, digits_run)
-    assert refused(ModuleRegistry(registry.folder), tiny_file, dataclasses.replace(digits_run, owner="4")) == "duplicate"
+    assert refused(ModuleRegistry(registry.folder), tiny_file, dataclasses.replace(digits_run, owner="4")) == "owner"
 
 
 def test_reopening_sets_changed_files_aside(registry, digits_run, make_file):

@@ -99,12 +99,12 @@ def test_a_hostile_store_is_refused_by_a_node(tmp_path):
     """A file that is exchanged between broadcast and use makes the nodes' answers missing, for the rule digest."""
 
     class Exchanging(LocalGrid):
-        def send_and_receive(self, messages, *, timeout=None):
+        def push_messages(self, messages):
             messages = list(messages)
             if messages and messages[0].metadata.message_type == "evaluate":
                 for path in (tmp_path / "cache" / "modules").glob("*"):
                     path.write_bytes(b"other bytes")
-            return super().send_and_receive(messages, timeout=timeout)
+            return super().push_messages(messages)
 
     drop_resident_sets()
     metrics = run(Exchanging(app, 5), tiny(tmp_path, transport="reference")).read_json("metrics.json")

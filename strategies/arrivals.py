@@ -1,0 +1,109 @@
+"""Replies are taken one by one when they arrive: who is killed while others still work loses nothing that was there."""
+
+import time
+from collections.abc import Callable, Collection, Iterable
+
+from flwr.app import Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+PULL_SECONDS = 1.0
+QUIET_SECONDS = 60.0
+
+
+class ArrivalGrid(Grid):
+    """Flower's grid, with a ``send_and_receive`` that hands over every reply as soon as it is there.
+
+    Flower's own keeps all replies to itself until the last one has come, or the time is over.
+
+    Parameters
+    ----------
+    grid : Grid
+        Where the nodes are.
+    take : callable from Message
+        Receives every reply, once, in the order of arrival.
+    wait : callable from collection of int
+        Told the ids of the nodes that have not replied, whenever none has for ``quiet_seconds``.
+    quiet_seconds : float
+        How long nothing may come before ``wait`` is called.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        take: Callable[[Message], None],
+        wait: Callable[[Collection[int]], None],
+        quiet_seconds: float = QUIET_SECONDS,
+    ) -> None:
+        self.grid, self.take, self.wait, self.quiet_seconds = grid, take, wait, quiet_seconds
+
+    def set_run(self, run: Run) -> None:
+        """Tell the grid which run it is of."""
+        self.grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self.grid.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Make a message; Flower prefers `Message` itself."""
+        return self.grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the ids of the connected nodes."""
+        return self.grid.get_node_ids()
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """Return the connected nodes."""
+        return self.grid.get_nodes()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages; return their ids."""
+        return self.grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that are there."""
+        return self.grid.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Send messages and take their replies as they come.
+
+        Parameters
+        ----------
+        messages : iterable of Message
+            At most one per node.
+        timeout : float, optional
+            Seconds after which nobody is waited for; without one every node is.
+
+        Returns
+        -------
+        list of Message
+            All replies, in the order of arrival. A node that did not reply in time has none.
+        """
+        sent = list(messages)
+        pushed = set(self.push_messages(sent)) if sent else set()
+        waiting = {message.metadata.message_id: message.metadata.dst_node_id for message in sent}
+        waiting = {message_id: node for message_id, node in waiting.items() if message_id in pushed}
+        del messages, sent
+        pause: float = getattr(self.grid, "pull_interval", PULL_SECONDS)
+        end = float("inf") if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        heard = time.monotonic()
+        while waiting and time.monotonic() < end:
+            arrived = list(self.pull_messages(set(waiting)))
+            for message in arrived:
+                waiting.pop(message.metadata.reply_to_message_id, None)
+                self.take(message)
+            replies += arrived
+            if arrived:
+                heard = time.monotonic()
+                continue
+            if time.monotonic() - heard >= self.quiet_seconds:
+                self.wait(tuple(waiting.values()))
+                heard = time.monotonic()
+            time.sleep(pause)
+        return replies
