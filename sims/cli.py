@@ -15,6 +15,7 @@ from .forget import main as forget
 from .inspect import main as inspect
 from .report import TextTable, load_metrics, run_tables, show, summarize
 from .run import APP, main, presets, refusing
+from .status import main as status
 from .verify import main as verify
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="FederatedFactory on Flower: runs, reports, settings.")
@@ -23,6 +24,7 @@ app.command("compare")(compare)
 app.command("forget")(forget)
 app.command("inspect")(inspect)
 app.command("verify")(verify)
+app.command("status")(status)
 app.command("deploy-demo")(deploy_demo)
 
 Markdown = Annotated[bool, typer.Option(help="Print Markdown.")]

@@ -21,7 +21,7 @@ _NOISE = re.compile(
     r"^HTTP Request: |^Using SuperLink: |^Successfully (started run|installed) |^Starting (logstream|Flower Simulation)"
     r"|^Since flwr 1|^Federation `|^To change federation size|^flwr federation |^Manually terminating "
     r"|^LoadClientAppError exception encountered|^For more information, visit: "
-    r"|^Starting \w+ strategy|^Strategy execution finished|^Final results|^\s*[├└│]|^\s*\{\}$"
+    r"|^contributed: |^Starting \w+ strategy|^Strategy execution finished|^Final results|^\s*[├└│]|^\s*\{\}$"
     r"|^\s*(Global Arrays|Aggregated ClientApp-side \w+ Metrics|ServerApp-side Evaluate Metrics):|^\s*ArrayRecord \("
     r"|^(configure|aggregate)_\w+: (Sampled|Received \d+ results and 0 failures)|^\((raylet|autoscaler|gcs_server)\b(?!.*memory)"
 )

@@ -83,8 +83,8 @@ def load_metrics(run: Path) -> Metrics:
 
 
 def run_tables(metrics: Metrics) -> list[TextTable]:
-    """Return the tables of one run: results, recall per class, seconds, bytes, and what is missing where anything is."""
-    tables = [_results(metrics), _recall(metrics), _seconds(metrics), _bytes(metrics), _gaps(metrics)]
+    """Return the tables of one run: results, recall per class, nodes, seconds, bytes, and what is missing where anything is."""
+    tables = [_results(metrics), _recall(metrics), _nodes(metrics), _seconds(metrics), _bytes(metrics), _gaps(metrics)]
     return [table for table in tables if table.rows]
 
 
@@ -154,6 +154,17 @@ def _recall(metrics: Metrics) -> TextTable:
     classes = metrics.get("classes", [])
     rows = tuple((str(label), *(_percent(recalls[k]) for recalls in named.values())) for k, label in enumerate(classes) if named)
     return TextTable("Recall per class, %", ("class", *named), rows)
+
+
+def _nodes(metrics: Metrics) -> TextTable:
+    classes, rows = metrics.get("classes", []), []
+    for one in metrics.get("nodes", []):
+        labels = ", ".join(str(classes[label]) for label in one["labels"]) or ABSENT
+        counts = (str(len(one["labels"])), labels, f"{one['images']:,}", f"{one['images_shown']:,}", f"{one['fit_seconds']:.1f}")
+        moved = (_megabytes(one["bytes_up"]), _megabytes(one["bytes_down"]))
+        rows.append((f"{one['partition']} {one['name']}".strip(), *counts, *moved, _percent(one["accuracy"])))
+    header = ("node", "modules", "classes", "images", "shown in fits", "fit s", "MB up", "MB down", "accuracy %")
+    return TextTable("What each node contributed", header, tuple(rows))
 
 
 def _seconds(metrics: Metrics) -> TextTable:

@@ -44,10 +44,11 @@ class Ledger:
         """Note one transfer."""
         self.transfers.append(Transfer(direction, what, num_bytes, partition, server_round))
 
-    def total(self, direction: Direction, kinds: Iterable[str] | None = None) -> int:
-        """Return the bytes sent in ``direction``, of all or of the named ``kinds``."""
+    def total(self, direction: Direction, kinds: Iterable[str] | None = None, partition: int | None = None) -> int:
+        """Return the bytes sent in ``direction``, of all or of the named ``kinds``, by all nodes or by that of ``partition``."""
         wanted = None if kinds is None else set(kinds)
-        return sum(t.num_bytes for t in self.transfers if t.direction == direction and (wanted is None or t.what in wanted))
+        moved = [t for t in self.transfers if t.direction == direction and partition in (None, t.partition)]
+        return sum(t.num_bytes for t in moved if wanted is None or t.what in wanted)
 
     def totals(self) -> dict[str, int]:
         """Return ``up`` and ``down``, and each kind's share as ``modules-up``, ``modules-up-read`` and so on."""
