@@ -50,6 +50,7 @@ def session(folders, tmp_path_factory):
         with pytest.raises(RunError) as twice:
             deployment.register(deployment.home / "keys" / "north.pub", "south-again")
         deployment.await_nodes()
+        knocking["twin"] = deployment.start_node(stranger, deployment.home / "keys" / "north", label="twin")
         outcome = deployment.run(APP, own(out, connect_timeout=60).flat(), stream=lines.append)
         end = time.monotonic() + 30
         while any(node.poll() is None for node in knocking.values()) and time.monotonic() < end:
@@ -72,9 +73,10 @@ def test_processes_do_what_a_simulation_does(session, folders, tmp_path):
 
 @pytest.mark.slow
 def test_strangers_are_refused(session):
-    """A SuperNode without a registered key and one that trusts another authority end with an error; a key is registered once."""
-    assert set(session.refusals) == {"unregistered", "foreign"}
+    """SuperNodes without a registered key, with the key of another, or that trust another authority end; keys are taken once."""
+    assert set(session.refusals) == {"unregistered", "foreign", "twin"}
     assert "Failed to activate SuperNode" in session.refusals["unregistered"]
+    assert "Failed to activate SuperNode" in session.refusals["twin"]
     assert "CERTIFICATE_VERIFY_FAILED" in session.refusals["foreign"]
     assert session.twice.startswith("the SuperLink does not register north.pub")
 
