@@ -190,13 +190,10 @@ def _node(records: _Records, partition: int) -> NodeState:
     owner = owners[partition] if partition < len(owners) else ""
     report, answer = _report(folder / "fit.json"), _answer(folder / "answer.json")
     used = [records.manifests[name] for name in (report.modules.values() if report else ()) if name in records.manifests]
-    classes = contents.classes()
-    declined = [f"no module of {classes[one.label] if 0 <= one.label < len(classes) else 'any class'}: {one.reason}"
-                for one in (report.declined if report else ())]  # fmt: skip
+    names = dict(enumerate(contents.classes()))
+    declined = [f"no module of {names.get(one.label, 'any class')}: {one.reason}" for one in (report.declined if report else ())]
     excluded = owner in contents.spec.exclusion.owners
     missing = [f"missing: {records.missing[partition]}"] if partition in records.missing and not excluded else []
-    sent = {way: sum(t.num_bytes for t in records.ledger.transfers if (t.partition, t.direction) == (partition, way))
-            for way in ("up", "down")}  # fmt: skip
     return NodeState(
         partition=partition,
         name=owner if contents.federation else "",
@@ -207,8 +204,8 @@ def _node(records: _Records, partition: int) -> NodeState:
         seconds=round(report.work.ended - report.work.began, 2) if report else 0.0,
         answered=answer is not None,
         accuracy=answer.metrics["accuracy"] if answer else None,
-        bytes_up=sent["up"],
-        bytes_down=sent["down"],
+        bytes_up=records.ledger.total("up", partition=partition),
+        bytes_down=records.ledger.total("down", partition=partition),
         reasons=(*missing, *records.quarantined.get(partition, ()), *declined),
     )
 

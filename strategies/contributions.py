@@ -44,9 +44,6 @@ def contributions(
     for partition in sorted({*reports, *answers}):
         report, answer = reports.get(partition), answers.get(partition)
         modules = [used[module_id] for module_id in (report.modules.values() if report else ()) if module_id in used]
-        sent = {
-            way: sum(t.num_bytes for t in ledger.transfers if (t.partition, t.direction) == (partition, way)) for way in _WAYS
-        }
         record = {
             "partition": partition,
             "name": names[partition] if partition < len(names) else "",
@@ -54,8 +51,8 @@ def contributions(
             "images": report.num_examples if report else 0,
             "images_shown": sum(manifest.images_shown for manifest in modules),
             "fit_seconds": round(report.work.ended - report.work.began, 2) if report else 0.0,
-            "bytes_up": sent["up"],
-            "bytes_down": sent["down"],
+            "bytes_up": ledger.total("up", partition=partition),
+            "bytes_down": ledger.total("down", partition=partition),
             "accuracy": answer.metrics["accuracy"] if answer else None,
         }
         records.append(record)
@@ -78,6 +75,3 @@ def log_contributions(records: Sequence[Mapping[str, Any]], classes: Sequence[st
             one["bytes_down"] / 1e6,
             score,
         )
-
-
-_WAYS = ("up", "down")

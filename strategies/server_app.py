@@ -140,12 +140,12 @@ def _conclude(
     outcome.seconds["client-training"] = busy_seconds([answer.training for answer in answers])
     outcome.labels = collection.registry.labels()
     _note_lost_classes(outcome)
-    names = outcome.roll.federation.sites if outcome.roll else ()
-    outcome.nodes = contributions(names, collection.registry, collection.reports, strategy.answers, outcome.ledger)
     strategy.progress.enter("results")
     consensus = Consensus(strategy, splits, outcome, device)
     consensus.conclude()
     score_at_sites(grid, outcome, consensus.waiting)
+    names = outcome.roll.federation.sites if outcome.roll else ()
+    outcome.nodes = contributions(names, collection.registry, collection.reports, strategy.answers, outcome.ledger)
 
 
 METHODS: dict[str, Callable[[Grid, Splits, Outcome, torch.device], None]] = {

@@ -1,0 +1,149 @@
+"""Arrivals: whatever had arrived when the server died is kept, in whatever order it came, and nobody waits for the dead."""
+
+import json
+import logging
+import time
+
+import pytest
+from flwr.app import Message, RecordDict
+from local_grid import LocalGrid, tiny
+from tampering import LIAR, at, claim, failing, lost
+
+from clients.client_app import app
+from strategies.arrivals import ArrivalGrid
+from strategies.progress import seconds_left
+from strategies.server_app import run
+
+
+class Killed(BaseException):
+    """The end of the server's process."""
+
+
+class DyingGrid(LocalGrid):
+    """A grid whose server dies when it looks for a further reply of a kind."""
+
+    def __init__(self, num_nodes, kind, replies, shuffle=0):
+        super().__init__(app, num_nodes, shuffle)
+        self.kind, self.left = kind, replies
+
+    def pull_messages(self, message_ids):
+        """Return one reply, or die."""
+        if self.on_the_way and self.on_the_way[0].metadata.message_type == self.kind:
+            self.left -= 1
+            if self.left < 0:
+                raise Killed
+        return super().pull_messages(message_ids)
+
+
+def contents(path):
+    """Return every file that a run's results rest on, by name, without times and without what it cost."""
+    files = {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*.safetensors")}
+    metrics = json.loads((path / "metrics.json").read_text())
+    for result in metrics["results"].values():
+        result.pop("bytes")
+    return files, metrics["results"], metrics["missing"], metrics["quarantined"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Return the directory of a run without faults."""
+    return run(LocalGrid(app, 5, shuffle=1), tiny(tmp_path_factory.mktemp("whole"))).path
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_what_had_arrived_is_never_asked_for_again(kind, whole, tmp_path):
+    """A server killed after two of five replies has kept two: the next asks the other three, and ends like an unbroken run."""
+    spec = tiny(tmp_path)
+    with pytest.raises(Killed):
+        run(DyingGrid(5, kind, replies=2, shuffle=3), spec)
+    (path,) = tmp_path.glob("digits-*")
+    stage = "fit" if kind == "train" else "answer"
+    kept = {name for name in json.loads((path / "receipts.json").read_text()) if name.startswith(f"{stage}-")}
+    assert len(kept) == 2
+    again = LocalGrid(app, 5, shuffle=4)
+    assert contents(run(again, spec).path) == contents(whole)
+    there = {int(name.partition("-")[2]) for name in kept}
+    if kind == "train":
+        assert sorted(again.fitted) == sorted(set(range(5)) - there)
+    else:
+        assert again.fitted == [] and {p for kind, p in again.asked if kind == "evaluate"} == set(range(5)) - there
+
+
+def test_the_bytes_of_a_killed_server_are_not_forgotten(whole, tmp_path):
+    """What crossed the wire before the server was killed stands in the ledger of the run that goes on."""
+    spec = tiny(tmp_path)
+    with pytest.raises(Killed):
+        run(DyingGrid(5, "train", replies=3), spec)
+    metrics = [json.loads((path / "metrics.json").read_text()) for path in (whole, run(LocalGrid(app, 5), spec).path)]
+    assert metrics[0]["bytes"] == metrics[1]["bytes"]
+
+
+FAULTS = {"claims another's partition": claim(1), "claims none": claim(99), "raises": failing, "is silent": lost}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_order_of_arrival_changes_nothing(fault, tmp_path):
+    """With a faulty node and replies in any order, files, results and reasons are the same."""
+    found = []
+    for shuffle in (0, 1, 2):
+        spec = tiny(tmp_path / str(shuffle), synthesis__site="server")
+        found.append(contents(run(LocalGrid(app, 5, shuffle, at("train", FAULTS[fault])), spec).path))
+    assert found[0] == found[1] == found[2]
+    assert LIAR in {gap["partition"] for gap in found[0][2]}
+
+
+def test_every_arrival_is_one_line(tmp_path, caplog):
+    """The log says of each node which classes came, how many images their fits saw, in how long, and how many nodes are here."""
+    with caplog.at_level(logging.INFO, logger="flwr"):
+        run(LocalGrid(app, 5), tiny(tmp_path))
+    lines = [record.getMessage() for record in caplog.records]
+    fits, answers = ([line for line in lines if line.startswith(f"{stage}: node ")] for stage in ("fit", "answers"))
+    for number, (fit, answer) in enumerate(zip(fits, answers, strict=True), start=1):
+        assert "modules of" in fit and "images shown in" in fit and f"{number} of 5 nodes here" in fit
+        assert "classifier of" in answer and f"{number} of 5 nodes here" in answer
+    assert len(fits) == len([line for line in lines if line.startswith("contributed: node ")]) == 5
+
+
+@pytest.mark.parametrize(
+    ("at_once", "left"),
+    [(False, 30.0), (True, 20.0)],
+)
+def test_the_time_that_is_left(at_once, left):
+    """After 10 s for one class: three more one after the other take 30 s; three of one site beside it are done at 30 s."""
+    assert seconds_left({0: 10.0}, [1], {0: 1, 1: 3}, elapsed=10.0, at_once=at_once) == left
+
+
+def test_no_time_is_told_before_anything_is_known():
+    """Without an arrival, and without a node that waits, nothing is estimated."""
+    assert seconds_left({}, [1], {}, 5.0, False) == seconds_left({0: 1.0}, [], {}, 5.0, False) == 0.0
+
+
+class SlowGrid(LocalGrid):
+    """A grid of which some nodes never reply, though they got their messages."""
+
+    pull_interval = 0.02
+
+    def push_messages(self, messages):
+        """Return the ids of all messages."""
+        messages = list(messages)
+        super().push_messages(messages)
+        return [message.metadata.message_id for message in messages]
+
+
+def test_silence_ends_with_the_timeout_and_is_told_meanwhile():
+    """Replies are handed over one by one; then the silent nodes are told of until the time is over, and no longer."""
+    grid, taken, told = SlowGrid(app, 3, tamper=lambda partition, reply: None if partition == 1 else reply), [], []
+    silent = next(node for node, context in grid.contexts.items() if context.node_config["partition-id"] == 1)
+    messages = [Message(RecordDict(), dst_node_id=node, message_type="query.introduce") for node in grid.contexts]
+    began = time.monotonic()
+    arrivals = ArrivalGrid(grid, taken.append, told.append, quiet_seconds=0.1)
+    replies = arrivals.send_and_receive(messages, timeout=0.5)
+    assert 0.5 <= time.monotonic() - began < 5
+    assert taken == replies and len(replies) == 2
+    assert len(told) >= 2 and all(list(nodes) == [silent] for nodes in told)
+
+
+def test_nobody_is_asked_without_messages():
+    """Without a message nothing is sent, and nobody is waited for."""
+    arrivals = ArrivalGrid(LocalGrid(app, 2), lambda reply: None, lambda nodes: None)
+    assert arrivals.send_and_receive([], timeout=60) == []
