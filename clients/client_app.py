@@ -29,7 +29,8 @@ from ff_flower.unlearning import drop_copies
 
 from .disclosure import reason_of
 from .local_sgd import local_update
-from .module_factory import answer, fit_local, fit_modules
+from .module_factory import fit_modules
+from .node_classifier import answer, fit_local
 from .own_data import introduce
 from .resident import drop_resident_sets
 from .scoring import tally

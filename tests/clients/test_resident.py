@@ -7,7 +7,7 @@ import pytest
 from flwr.app import Message
 from local_grid import LocalGrid, tiny
 
-from clients import module_factory
+from clients import node_classifier
 from clients.client_app import app
 from clients.resident import drop_resident_sets, resident_set
 from ff_flower import messages
@@ -53,8 +53,8 @@ def test_a_hundred_messages_take_no_more_memory_than_twenty(tmp_path):
 
 def test_nodes_of_one_process_build_the_set_once(tmp_path, monkeypatch):
     """Five nodes in one process verify and sample a set of modules once; another set is built anew."""
-    built, build = [], module_factory._synthesize
-    monkeypatch.setattr(module_factory, "_synthesize", lambda *arguments: built.append(1) or build(*arguments))
+    built, build = [], node_classifier._synthesize
+    monkeypatch.setattr(node_classifier, "_synthesize", lambda *arguments: built.append(1) or build(*arguments))
     drop_resident_sets()
     spec = tiny(tmp_path)
     grid = LocalGrid(app, 5)
