@@ -10,8 +10,10 @@ from local_grid import LocalGrid, tiny
 from tampering import LIAR, at, claim, failing, lost
 
 from clients.client_app import app
+from ff_flower.run_directory import RunDirectory
 from strategies.arrivals import ArrivalGrid
-from strategies.progress import seconds_left
+from strategies.nodes import Failure
+from strategies.progress import Progress, seconds_left
 from strategies.server_app import run
 
 
@@ -147,3 +149,19 @@ def test_nobody_is_asked_without_messages():
     """Without a message nothing is sent, and nobody is waited for."""
     arrivals = ArrivalGrid(LocalGrid(app, 2), lambda reply: None, lambda nodes: None)
     assert arrivals.send_and_receive([], timeout=60) == []
+
+
+def test_sites_are_called_by_their_names(tmp_path, caplog):
+    """Where nodes are sites the log and the reasons have their names; a place that nobody has taken is a number."""
+    progress = Progress(RunDirectory(tmp_path), ["north", "south"])
+    progress.enter("fit")
+    progress.expect({0, 1, 2}, {0: 1, 1: 2}, at_once=True)
+    with caplog.at_level(logging.INFO, logger="flwr"):
+        progress.arrived(0, "modules of three", 40.0)
+        progress.waiting_for(2)
+        progress.missing([Failure(1, "no reply in time")])
+    arrival, news, gap = (record.getMessage() for record in caplog.records)
+    assert arrival == "fit: node 0 (north): modules of three in 40.0 s; 1 of 3 nodes here, about 80 s left"
+    assert news.endswith("2 of the asked nodes have not replied; wanted are node 1 (south), node 2")
+    assert gap == "fit: node 1 (south) is missing: no reply in time"
+    assert json.loads((tmp_path / "progress.json").read_text())["failures"] == [{"partition": 1, "reason": "no reply in time"}]

@@ -25,6 +25,7 @@ def test_totals_by_hand() -> None:
     ledger = _ledger(*TRANSFERS)
     assert (ledger.total("up"), ledger.total("down")) == (157, 150)
     assert ledger.total("up", ["modules"]) == 150
+    assert sum(ledger.total("up", partition=partition) for partition in range(-1, 10)) == 157
     assert ledger.total("up", ("modules", "logits")) == 157
     assert ledger.total("down", ["weights"]) == ledger.total("up", []) == 0
     assert ledger.totals() == {"up": 157, "down": 150, "modules-up": 150, "logits-up": 7, "modules-down": 150}
