@@ -59,7 +59,8 @@ def restore_module(
     ConfigError
         For settings that the kind does not have.
     """
-    return KINDS[kind].restore(read_settings(kind, settings), image_shape, state, device)
+    spec = read_settings(kind, settings)
+    return KINDS[kind].restore(spec, image_shape, state, device)
 
 
 __all__ = [
