@@ -290,11 +290,14 @@ def read_forgotten(content: RecordDict) -> Forgotten:
 
 
 def read_tensors(data: bytes) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file; `VerificationError` (rule ``safetensors``) where it is none."""
+    """Return the tensors of a safetensors file; `VerificationError` (rule ``safetensors``) where it is none, or holds none."""
     try:
-        return dict(load_tensors(data))
+        tensors = dict(load_tensors(data))
     except SafetensorError as error:
         raise VerificationError("safetensors", str(error)) from error
+    if not tensors:
+        raise VerificationError("safetensors", "the file holds no tensors; send what weights_file writes")
+    return tensors
 
 
 def _referenced(content: RecordDict, store: ModuleStore, max_bytes: int) -> StoredFiles:

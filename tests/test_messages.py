@@ -7,7 +7,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ff_flower import messages
@@ -151,6 +151,7 @@ def test_a_node_with_nothing_to_send_says_who_it_is():
 
 
 @given(st.binary(max_size=64) | st.binary(max_size=64).map(lambda data: struct.pack("<Q", len(data)) + data))
+@example(struct.pack("<Q", 2) + b"{}")
 def test_bytes_that_are_no_safetensors_are_refused(data):
     """Bytes of a node are tensors in the safetensors format or are refused, naming the format."""
     with pytest.raises(VerificationError) as refusal:
