@@ -4,12 +4,14 @@ import logging
 from collections.abc import Callable
 from functools import wraps
 
+import torch
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from ff_flower.accelerator import prepare
 from ff_flower.errors import FederatedFactoryError
 from ff_flower.messages import (
+    Request,
     answer_reply,
     fit_reply,
     forgotten_reply,
@@ -35,7 +37,7 @@ from .own_data import introduce
 from .resident import drop_resident_sets
 from .scoring import tally
 from .signing import sign_files, signature_policy, signing_key
-from .site import find_partition, open_site
+from .site import Site, find_partition, open_site
 
 logger = logging.getLogger("flwr")
 app = ClientApp()
@@ -71,6 +73,13 @@ def replying(handler: Handler) -> Callable[[Message, Context], Message]:
     return reply
 
 
+def _begin(message: Message, context: Context) -> tuple[Request, Site, torch.device]:
+    """Return what is asked, the node's images, and where to work."""
+    request = read_request(message.content)
+    device = prepare(request.spec, request.spec.threads)
+    return request, open_site(request.spec, context.node_config, request.federation), device
+
+
 @app.query("introduce")
 @replying
 def query_introduce(message: Message, context: Context) -> RecordDict:
@@ -96,9 +105,7 @@ def train(message: Message, context: Context) -> RecordDict:
 @replying
 def train_average(message: Message, context: Context) -> RecordDict:
     """Train the global classifier on the node's images for FedAvg or FedProx."""
-    request = read_request(message.content)
-    device = prepare(request.spec, request.spec.threads)
-    site = open_site(request.spec, context.node_config, request.federation)
+    request, site, device = _begin(message, context)
     weights = message.content.array_records["arrays"].to_torch_state_dict()
     updated = local_update(request.spec, site, weights, request.server_round, device)
     return RecordDict({"arrays": ArrayRecord(updated), **told(site.partition, len(site.own))})
@@ -108,9 +115,7 @@ def train_average(message: Message, context: Context) -> RecordDict:
 @replying
 def evaluate(message: Message, context: Context) -> RecordDict:
     """Synthesize from all modules, fit a classifier, and answer with what the consensus needs."""
-    request = read_request(message.content)
-    device = prepare(request.spec, request.spec.threads)
-    site = open_site(request.spec, context.node_config, request.federation)
+    request, site, device = _begin(message, context)
     files = read_modules(message.content, shared_store(request.spec), request.spec.trust.max_module_bytes)
     signatures, policy = read_signatures(message.content, files), signature_policy(request.spec, context.node_config)
     account, logits, weights = answer(request.spec, site, files, device, signatures, policy)
@@ -131,9 +136,7 @@ def forget(message: Message, context: Context) -> RecordDict:
 @replying
 def evaluate_local(message: Message, context: Context) -> RecordDict:
     """Fit a classifier on the node's own images alone."""
-    request = read_request(message.content)
-    device = prepare(request.spec, request.spec.threads)
-    site = open_site(request.spec, context.node_config, request.federation)
+    request, site, device = _begin(message, context)
     return answer_reply(fit_local(request.spec, site, device), len(site.own), None, None)
 
 
@@ -141,7 +144,5 @@ def evaluate_local(message: Message, context: Context) -> RecordDict:
 @replying
 def evaluate_score(message: Message, context: Context) -> RecordDict:
     """Score the server's classifiers on the site's held-out images, and answer with counts alone."""
-    request = read_request(message.content)
-    device = prepare(request.spec, request.spec.threads)
-    site = open_site(request.spec, context.node_config, request.federation)
+    request, site, device = _begin(message, context)
     return tally_reply(tally(request.spec, site, read_files(message.content, "classifiers"), device))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ff_flower.accelerator import peak_memory
 from ff_flower.classifiers import fit_classifier, predict, real_and_synthetic
 from ff_flower.config import RunSpec
+from ff_flower.data import ImageSet
 from ff_flower.errors import DataError, VerificationError
 from ff_flower.metrics import (
     ClassificationMetrics,
@@ -75,15 +76,7 @@ def answer(
     synthetic, digest = resident_set(key, lambda: _synthesize(spec, site, files, device, signatures, expectation))
     synthesized = time.time()
     data, chances = real_and_synthetic(site.own, synthetic.data, spec.synthesis.own_class)
-    network = fit_classifier(
-        data,
-        spec.classifier,
-        site.splits.num_classes,
-        policy=site.splits.info.augmentation,
-        seed=derive_seed(spec.seed, "classifier", site.partition),
-        device=device,
-        weights=chances,
-    )
+    network = _fit(spec, site, data, device, chances)
     account = score(site, network, device, synthesized, digest, Interval(began, synthesized))
     wanted = spec.consensus.split(",")
     logits = predict(network, synthetic.data.images, device) if "logits" in wanted else None
@@ -95,15 +88,7 @@ def fit_local(spec: RunSpec, site: Site, device: torch.device) -> Answer:
     if not len(site.own):
         raise DataError("the node holds no images, and without communication it has nothing to learn from")
     began = time.time()
-    network = fit_classifier(
-        site.own,
-        spec.classifier,
-        site.splits.num_classes,
-        policy=site.splits.info.augmentation,
-        seed=derive_seed(spec.seed, "classifier", site.partition),
-        device=device,
-    )
-    return score(site, network, device, began)
+    return score(site, _fit(spec, site, site.own, device), device, began)
 
 
 def score(
@@ -120,6 +105,19 @@ def score(
     logger.info("node %d: classifier reaches %.2f %% on the test set", site.partition, 100 * metrics.accuracy)
     return Answer(
         site.partition, metrics.as_dict(), synthetic_digest, Interval(began, time.time()), synthesis, peak_memory(device)
+    )
+
+
+def _fit(spec: RunSpec, site: Site, data: ImageSet, device: torch.device, chances: Tensor | None = None) -> nn.Module:
+    """Fit the node's classifier, always from the node's own seed; ``chances`` weigh the images of ``data``."""
+    return fit_classifier(
+        data,
+        spec.classifier,
+        site.splits.num_classes,
+        policy=site.splits.info.augmentation,
+        seed=derive_seed(spec.seed, "classifier", site.partition),
+        device=device,
+        weights=chances,
     )
 
 
