@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ff_flower.classifiers import build_classifier, predict, product_of_experts
+from ff_flower.classifiers import build_classifier, predict, product_of_experts, shapes_of
 from ff_flower.config import RunSpec
 from ff_flower.errors import VerificationError
 from ff_flower.federation import Tally
@@ -49,7 +49,7 @@ def tally(spec: RunSpec, site: Site, files: Mapping[str, bytes], device: torch.d
 def _classifier(spec: RunSpec, site: Site, name: str, data: bytes) -> nn.Module:
     network = build_classifier(spec.classifier, site.splits.info.shape[0], site.splits.num_classes, seed=0)
     tensors = read_tensors(data)
-    if {key: one.shape for key, one in tensors.items()} != {key: one.shape for key, one in network.state_dict().items()}:
+    if shapes_of(tensors) != shapes_of(network.state_dict()):
         raise VerificationError("weights", f"{name!r} is no {spec.classifier.network} of this run; send the server's classifiers")
     network.load_state_dict(tensors)
     return network

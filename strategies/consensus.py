@@ -20,6 +20,7 @@ from ff_flower.classifiers import (
     predict,
     product_of_experts,
     schedule_of,
+    shapes_of,
     train,
 )
 from ff_flower.config import RunSpec
@@ -161,8 +162,7 @@ class Consensus:
         experts = []
         for partition in self.strategy.answers:
             expert, tensors = self._untrained(0), self._answered(partition, "weights")
-            shapes = {name: tensor.shape for name, tensor in expert.state_dict().items()}
-            if {name: tensor.shape for name, tensor in tensors.items()} != shapes or not _finite(tensors):
+            if shapes_of(tensors) != shapes_of(expert.state_dict()) or not _finite(tensors):
                 self._note(f"classifier of node {partition} left out: not a finite {self.spec.classifier.network} of this run")
                 continue
             expert.load_state_dict(tensors)

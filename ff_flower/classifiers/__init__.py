@@ -2,7 +2,7 @@
 
 from .losses import Loss, cross_entropy, distillation, proximal
 from .mixing import Mixing
-from .networks import ConvolutionalClassifier, ResidualBlock, build_classifier
+from .networks import ConvolutionalClassifier, ResidualBlock, build_classifier, shapes_of
 from .pooling import agreeing, class_balanced, product_of_experts, real_and_synthetic
 from .training import Schedule, batches, fit_classifier, predict, schedule_of, train
 
@@ -24,5 +24,6 @@ __all__ = [
     "proximal",
     "real_and_synthetic",
     "schedule_of",
+    "shapes_of",
     "train",
 ]

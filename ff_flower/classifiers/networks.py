@@ -1,5 +1,6 @@
 """The networks of classifiers, the same for all methods."""
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch.nn.functional as F
@@ -68,3 +69,8 @@ def build_classifier(spec: ClassifierSpec, channels: int, num_classes: int, seed
         return cast(nn.Module, network)
 
     return seeded(build, seed)
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor by name: tensors are a network's where these are those of its ``state_dict``."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..classifiers import build_classifier
+from ..classifiers import build_classifier, shapes_of
 from ..errors import RunError, VerificationError
 from ..metrics import Ledger
 from ..registry import SignaturePolicy
@@ -119,7 +119,7 @@ def check_classifiers(run: RunContents) -> Iterator[Finding]:
         shapes = None  # baselines have no modules, and without the images nothing says how many channels they have
     else:
         network = build_classifier(run.spec.classifier, channels.pop(), len(run.classes()), seed=0)
-        shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        shapes = shapes_of(network.state_dict())
     for path in sorted(paths):
         yield from _check_tensors(run, path, shapes)
 
@@ -131,7 +131,7 @@ def _check_tensors(run: RunContents, path: Path, shapes: Mapping[str, tuple[int,
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         yield Finding(name, "weights", f"it does not load ({str(error)[:120]})")
         return
-    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    found = shapes_of(tensors)
     if shapes is not None and found != shapes:
         wrong = sorted(key for key in found.keys() | shapes.keys() if found.get(key) != shapes.get(key))
         yield Finding(name, "weights", f"{len(wrong)} tensors are not of this run's shapes, for example {wrong[0]!r}")
