@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,15 +12,16 @@ from flwr.serverapp import Grid
 
 from ff_flower.config import RunSpec, class_names
 from ff_flower.errors import RunError, VerificationError
-from ff_flower.federation import Federation, Introduction, enrol
+from ff_flower.federation import Enrolment, Federation, Introduction, enrol
 from ff_flower.messages import read_introduction, request_records
 from ff_flower.run_directory import RunDirectory
 
-from .nodes import STANDSTILL_SECONDS, Failure, last_line, wait_for_nodes
+from .nodes import STANDSTILL_SECONDS, Failure, last_line
 
 logger = logging.getLogger("flwr")
 
 KEPT = "sites.json"
+AGAIN_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -80,22 +82,18 @@ def call_roll(grid: Grid | None, spec: RunSpec, directory: RunDirectory) -> Roll
             raise RunError(f"{directory.path}: no site has introduced itself yet; run the spec in Flower")
         return Roll(known, {}, earlier, (), ())
     least = max(1, (spec.min_nodes or spec.num_clients) - len(spec.exclusion.owners))
-    standstill = STANDSTILL_SECONDS if spec.data.sites else spec.connect_timeout
-    nodes = wait_for_nodes(grid, spec.num_clients, spec.connect_timeout, standstill, spare=spec.num_clients - least)
-    content = request_records(spec, ())
-    messages = [Message(content, dst_node_id=node, message_type="query.introduce") for node in nodes]
-    told, failures = _read_replies(list(grid.send_and_receive(messages, timeout=spec.timeout)), nodes)
-    enrolment = enrol(list(told.values()), spec.num_clients, class_names(spec.data.classes), known)
+    told, enrolment = _meet(grid, spec, known)
     federation, refused = enrolment.federation, dict(enrolment.refused)
-    failures += [Failure(-1, f"site {name!r} is refused: {reason}") for name, reason in enrolment.refused]
-    present = {federation.partition(one.name): node for node, one in told.items() if one.name not in refused}
-    introductions = earlier | {one.name: one for one in told.values() if one.name not in refused}
-    for failure in failures:
-        logger.warning("introductions: %s", failure.reason)
+    failures = _failures(told, refused)
+    accepted = {node: one for node, one in told.items() if isinstance(one, Introduction) and one.name not in refused}
+    present = {federation.partition(one.name): node for node, one in accepted.items()}
+    introductions = earlier | {one.name: one for one in accepted.values()}
+    reasons = list(dict.fromkeys(failure.reason for failure in failures))
     if len(present) < least:
-        reasons = "; ".join(sorted({failure.reason for failure in failures})) or "no more are connected"
         remedy = "" if spec.min_nodes else " (all; min-nodes allows fewer)"
-        raise RunError(f"{len(present)} of {spec.num_clients} sites take part, {least} must{remedy}: {reasons}")
+        said = "; ".join([f"{len(told)} SuperNodes are connected", *reasons])
+        raise RunError(f"{len(present)} of {spec.num_clients} sites take part, {least} must{remedy}: {said}")
+    strangers = [] if len(present) < spec.num_clients else [f"a node is left out: {reason}" for reason in reasons]
     if known and known.classes != federation.classes:  # a classifier for fewer classes is none for these
         directory.withdraw([stage for stage in directory.receipts() if not stage.startswith("fit-")])
     stay = [one.model_dump() for name, one in sorted(introductions.items()) if name not in spec.exclusion.owners]
@@ -107,23 +105,72 @@ def call_roll(grid: Grid | None, spec: RunSpec, directory: RunDirectory) -> Roll
         logger.info("introductions: node %d is site %s: %s", partition, one.name, held)
     for note in enrolment.notes:
         logger.warning("introductions: %s", note)
-    return Roll(federation, dict(sorted(present.items())), introductions, tuple(failures), enrolment.notes)
+    notes = (*enrolment.notes, *strangers)
+    return Roll(federation, dict(sorted(present.items())), introductions, tuple(failures), notes)
 
 
-def _read_replies(replies: list[Message], nodes: list[int]) -> tuple[dict[int, Introduction], list[Failure]]:
-    """Return what nodes told, by node id, and why others did not."""
-    told: dict[int, Introduction] = {}
-    failures = []
-    for message in replies:
-        if message.has_error():
-            failures.append(Failure(-1, f"a node cannot take part: {last_line(message.error.reason or '')}"))
+def _meet(grid: Grid, spec: RunSpec, known: Federation | None) -> tuple[dict[int, Introduction | Failure], Enrolment]:
+    """Let every node introduce itself when it connects, until sites have taken all places or the wait is over.
+
+    Nodes that are no site of this run, for example those of another one, take nobody's place. Who is left out is asked again
+    every ten seconds, so that a site that is mended in time takes part.
+
+    Returns
+    -------
+    tuple of dict and Enrolment
+        What nodes told, or why they told nothing, by node id; who takes part.
+    """
+    standstill = STANDSTILL_SECONDS if spec.data.sites else spec.connect_timeout
+    told: dict[int, Introduction | Failure] = {}
+    logged: set[Failure] = set()
+    began = changed = asked = time.monotonic()
+    while True:
+        connected = sorted(grid.get_node_ids())
+        told = {node: one for node, one in told.items() if node in connected}
+        introductions = [one for one in told.values() if isinstance(one, Introduction)]
+        enrolment = enrol(introductions, spec.num_clients, class_names(spec.data.classes), known)
+        refused = dict(enrolment.refused)
+        for failure in sorted(set(_failures(told, refused)) - logged, key=str):
+            logger.warning("introductions: %s", failure.reason)
+            logged.add(failure)
+        names = {one.name for one in introductions} - refused.keys()
+        if len(names) >= spec.num_clients - len(spec.exclusion.owners - names):
+            return told, enrolment
+        now = time.monotonic()
+        left_out = {node for node, one in told.items() if isinstance(one, Failure) or one.name in refused}
+        again = left_out if now >= asked + AGAIN_SECONDS else set()
+        if nodes := [node for node in connected if node not in told or node in again]:
+            replies, asked = _introduce(grid, spec, nodes), time.monotonic()
+            changed = changed if replies.items() <= told.items() else asked
+            told |= replies
+        elif now >= began + spec.connect_timeout or (told and now > changed + standstill):
+            return told, enrolment
+        else:
+            time.sleep(0.1)
+
+
+def _introduce(grid: Grid, spec: RunSpec, nodes: list[int]) -> dict[int, Introduction | Failure]:
+    """Return what ``nodes`` tell of themselves, or why they do not, by node id."""
+    content = request_records(spec, ())
+    messages = [Message(content, dst_node_id=node, message_type="query.introduce") for node in nodes]
+    told: dict[int, Introduction | Failure] = dict.fromkeys(nodes, Failure(-1, "a node did not introduce itself in time"))
+    for reply in grid.send_and_receive(messages, timeout=spec.timeout):
+        node = reply.metadata.src_node_id
+        if reply.has_error():
+            told[node] = Failure(-1, f"a node cannot take part: {last_line(reply.error.reason or '')}")
             continue
         try:
-            told[message.metadata.src_node_id] = read_introduction(message.content)
+            told[node] = read_introduction(reply.content)
         except VerificationError as error:
-            failures.append(Failure(-1, f"an introduction is refused: {error}"))
-    silent = set(nodes) - {message.metadata.src_node_id for message in replies}
-    return told, sorted(failures + [Failure(-1, "a node did not introduce itself in time")] * len(silent), key=str)
+            told[node] = Failure(-1, f"an introduction is refused: {error}")
+    return told
+
+
+def _failures(told: Mapping[int, Introduction | Failure], refused: Mapping[str, str]) -> list[Failure]:
+    """Return why nodes do not take part, in an order that does not depend on theirs."""
+    failures = [one for one in told.values() if isinstance(one, Failure)]
+    failures += [Failure(-1, f"site {name!r} is refused: {reason}") for name, reason in refused.items()]
+    return sorted(failures, key=lambda failure: failure.reason)
 
 
 def _kept(directory: RunDirectory) -> tuple[Federation | None, dict[str, Introduction]]:

@@ -115,6 +115,17 @@ class LocalGrid(Grid):
         return [reply for message_id in message_ids for reply in self.pull_messages([message_id])]
 
 
+class GrowingGrid(LocalGrid):
+    """A grid of which one node more registers at every look."""
+
+    seen = 0
+
+    def get_node_ids(self) -> list[int]:
+        """Return the nodes that have registered so far."""
+        self.seen = min(self.seen + 1, len(self.contexts))
+        return super().get_node_ids()[: self.seen]
+
+
 def error_reply(message: Message, reason: str) -> Message:
     """Return the reply of a node whose app raised, in the place of its ``message``."""
     failed = Message(Error(code=2, reason=reason), reply_to=message)

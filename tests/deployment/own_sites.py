@@ -35,8 +35,8 @@ class Deployed:
         return {path.relative_to(self.path).as_posix(): path.read_bytes() for path in self.path.rglob("*.safetensors")}
 
 
-def make(spec, node_config, shuffle=0, tamper=None, nodes=None):
+def make(spec, node_config, shuffle=0, tamper=None, nodes=None, kind=LocalGrid):
     """Run ``spec`` on local nodes with these node-configs."""
-    grid = LocalGrid(app, nodes or len(node_config) or spec.num_clients, shuffle, tamper, node_config)
+    grid = kind(app, nodes or len(node_config) or spec.num_clients, shuffle, tamper, node_config)
     directory = run(grid, spec)
     return Deployed(grid, directory.path, directory.read_json("metrics.json"))

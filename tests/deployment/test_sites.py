@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from local_grid import GrowingGrid
 from own_sites import CLASSES, deployed, make, own
 from PIL import Image
 
@@ -12,8 +13,10 @@ from ff_flower.errors import ConfigError, RunError
 from ff_flower.registry import ModuleRegistry
 from sims.digit_folders import NAMES, write_digit_folders
 from sims.report import gaps
+from strategies import introductions
 
 SECRETS = ("secret-place", "patient-")  # parts of the names of the sites' folders and of their files
+STRANGER = {3: {"partition-id": 3, "num-partitions": 7}}  # node-config of a SuperNode that was started for another run
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +115,9 @@ def test_what_is_registered_is_not_fitted_again(folders, tmp_path):
 def test_fewer_sites_than_expected_are_enough_where_the_run_says_so(folders, tmp_path):
     """Two of three sites fail a run, and with ``min-nodes = 2`` they make one that names the third place as missing."""
     two = {number: config for number, config in deployed(folders).items() if number < 2}
-    with pytest.raises(RunError, match="2 SuperNodes are connected, num-clients is 3"):
+    with pytest.raises(
+        RunError, match=r"2 of 3 sites take part, 3 must \(all; min-nodes allows fewer\): 2 SuperNodes are connected"
+    ):
         make(own(tmp_path), two)
     run = make(own(tmp_path, min_nodes=2), two)
     assert (run.metrics["sites"], [gap["partition"] for gap in run.metrics["missing"]]) == (["north", "south"], [2])
@@ -120,6 +125,39 @@ def test_fewer_sites_than_expected_are_enough_where_the_run_says_so(folders, tmp
     assert (third.metrics["sites"], third.metrics["missing"]) == (["north", "south", "west"], [])
     assert third.metrics["classes"][:3] == run.metrics["classes"]
     assert len(third.grid.fitted) == 1
+
+
+def test_a_node_of_another_run_is_refused_and_takes_nobodys_place(consortium, folders, tmp_path):
+    """With a fourth node, started for another run, the three sites make what they make alone, byte for byte; a note names it."""
+    run = make(own(tmp_path), deployed(folders) | STRANGER, shuffle=2)
+    assert run.files() == consortium.files()
+    (note,) = run.metrics["notes"]
+    assert note.startswith("a node is left out: a node cannot take part: this node has no images")
+    assert {kind for kind, partition in run.grid.asked if partition == 3} == {"query.introduce"}
+
+
+def test_a_site_that_comes_after_a_stranger_is_waited_for(folders, tmp_path):
+    """A node that is no site does not end the wait for the sites, in whatever order they connect."""
+    nodes = deployed(folders) | STRANGER
+    for shuffle in range(4):
+        run = make(own(tmp_path / str(shuffle), connect_timeout=60, synthesis__site="server"), nodes, shuffle, kind=GrowingGrid)
+        assert run.metrics["sites"] == ["north", "south", "west"]
+
+
+def test_a_site_that_is_mended_in_time_takes_part(folders, tmp_path, monkeypatch):
+    """A site whose folder was not there at first is asked again while the server waits, and then nothing is noted."""
+    monkeypatch.setattr(introductions, "AGAIN_SECONDS", 0.2)
+    late = tmp_path / "secret-place"
+
+    def tamper(partition, reply):
+        if partition == 2 and reply.has_error():
+            shutil.copytree(folders["west"], late)
+        return reply
+
+    nodes = deployed(folders, west={"data": f"folder:{late}"})
+    run = make(own(tmp_path / "out", connect_timeout=60, synthesis__site="server"), nodes, tamper=tamper)
+    assert run.grid.asked.count(("query.introduce", 2)) == 2
+    assert (run.metrics["sites"], run.metrics["notes"]) == (["north", "south", "west"], [])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
-from local_grid import LocalGrid, error_reply
+from local_grid import GrowingGrid, LocalGrid, error_reply
 
 from clients.client_app import app
 from ff_flower.errors import RunError, VerificationError
@@ -29,19 +29,6 @@ def identity():
     LocalGrid(app, 1)
 
 
-class GrowingGrid(LocalGrid):
-    """A grid of which one node more registers at every look."""
-
-    def __init__(self, num_nodes, start=0):
-        super().__init__(app, num_nodes)
-        self.seen = start
-
-    def get_node_ids(self):
-        """Return the nodes that have registered so far."""
-        self.seen = min(self.seen + 1, len(self.contexts))
-        return super().get_node_ids()[: self.seen]
-
-
 def test_nodes_are_listed_in_ascending_order():
     """The ids of exactly the expected nodes come sorted, in whatever order the grid lists them."""
     listed = [wait_for_nodes(LocalGrid(app, 6, shuffle), 6) for shuffle in range(3)]
@@ -50,7 +37,7 @@ def test_nodes_are_listed_in_ascending_order():
 
 def test_nodes_that_come_late_are_waited_for():
     """While nodes keep registering the wait goes on, also where each comes later than the standstill after the first."""
-    assert len(wait_for_nodes(GrowingGrid(8), 8, seconds=30, standstill=0.35)) == 8
+    assert len(wait_for_nodes(GrowingGrid(app, 8), 8, seconds=30, standstill=0.35)) == 8
 
 
 @pytest.mark.parametrize(("present", "expected"), [(3, 5), (5, 3)])
