@@ -11,7 +11,7 @@ def process_groups(home: Path) -> set[int]:
     """Return the process groups of the living processes whose ``FLWR_HOME`` is ``home`` or under it, the mark of a session.
 
     Groups, since some of Ray's processes overwrite their environment. All descend from processes that lead groups of their
-    own, so that nobody else's process is among them.
+    own, so that nobody else's process is among them; the caller's own group never is.
     """
     mark = f"FLWR_HOME={home}".encode()
     groups = set()
@@ -19,7 +19,7 @@ def process_groups(home: Path) -> set[int]:
         if any(entry == mark or entry.startswith(mark + b"/") for entry in environment):
             with suppress(ProcessLookupError):
                 groups.add(os.getpgid(process_id))
-    return groups
+    return groups - {os.getpgrp()}
 
 
 def _environments() -> Iterator[tuple[int, list[bytes]]]:

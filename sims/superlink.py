@@ -191,6 +191,7 @@ class PrivateSuperLink:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            start_new_session=True,
         )
 
     def _record(self, run_id: str) -> dict[str, Any]:
