@@ -12,7 +12,8 @@ class HeldClientApp(ClientApp):
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Meet the test, then work."""
-        meet(f"{context.node_config['partition-id']}-{message.metadata.message_type}")
+        who = context.node_config.get("name", context.node_config.get("partition-id"))
+        meet(f"{who}-{message.metadata.message_type}")
         return product(message, context)
 
 
