@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ff_flower.accelerator import select_device
-from ff_flower.classifiers import build_classifier, cross_entropy, schedule_of, train
+from ff_flower.classifiers import build_classifier, cross_entropy, predict, schedule_of, train
 from ff_flower.config import RunSpec, Scalar, TrainingSpec
 from ff_flower.data import load_splits
 from ff_flower.errors import RunError
@@ -26,7 +26,7 @@ from .results import Results, Row, percent
 
 RESULTS = Results("curve", "Accuracy against total seconds", ("data set", "kind", "budget s"))
 SHARES = {"fit": 0.52, "synthesis": 0.08, "nodes and server": 0.28, "student": 0.12}  # of the seconds that are left
-OUTSIDE = 24.0  # seconds of a run that are none of its stages': Flower, Ray, imports, data
+OUTSIDE = 36.0  # seconds of a run that are none of its stages': Flower, Ray, imports, data
 FEWEST, MOST = 64, 6000  # samples per class
 ENDLESS = 1_000_000  # steps of a fit that its seconds end
 
@@ -60,18 +60,22 @@ class Rates:
 
     Attributes
     ----------
-    sample : float
-        Seconds per sample on one core.
+    sample, image : float
+        Seconds to draw a sample and to classify an image, on one core.
     node_step, server_step : float
         Seconds per step of a classifier, on one core and on all.
     cores : int
         Cores that nodes share, each working on one.
+    tested : int
+        Images on which every classifier is scored.
     """
 
     sample: float
+    image: float
     node_step: float
     server_step: float
     cores: int
+    tested: int
 
 
 def base_spec(dataset: str, kind: str, settings: Sequence[str] = ()) -> RunSpec:
@@ -85,15 +89,18 @@ def base_spec(dataset: str, kind: str, settings: Sequence[str] = ()) -> RunSpec:
 def plan(spec: RunSpec, budget: float, rates: Rates) -> RunSpec:
     """Return ``spec`` with the steps, seconds and counts that fill ``budget`` seconds.
 
-    Kinds that train no network leave the seconds of the fit to the other stages.
+    What no setting changes is taken off first: Flower's own seconds, vetting, and the scores of all classifiers. Kinds that train
+    no network leave the seconds of the fit to the other stages.
     """
     trained = isinstance(spec.module.of_kind(), TrainingSpec)
     shares = {stage: share for stage, share in SHARES.items() if trained or stage != "fit"}
-    left = max(budget - OUTSIDE, 0.4 * budget)
-    seconds = {stage: left * share / sum(shares.values()) for stage, share in shares.items()}
     cores, classes = min(rates.cores, spec.num_clients), spec.num_clients * spec.partition.classes_per_node
-    samples = round(seconds["synthesis"] * cores / (classes * rates.sample))
-    both = rates.node_step * spec.num_clients / cores + rates.server_step
+    waves = spec.num_clients / cores
+    left = max(budget - OUTSIDE - _vetting_and_scores(spec, rates, waves, classes), 0.25 * budget)
+    seconds = {stage: left * share / sum(shares.values()) for stage, share in shares.items()}
+    per_sample = classes * (rates.sample / cores + waves * rates.image)  # every node answers with its logits on all samples
+    samples = round(seconds["synthesis"] / per_sample)
+    both = rates.node_step * waves + rates.server_step
     changes: dict[str, Scalar] = {
         "synthesis.samples-per-class": min(MOST, max(FEWEST, samples)),
         "classifier.steps": max(1, round(seconds["nodes and server"] / both)),
@@ -107,17 +114,19 @@ def plan(spec: RunSpec, budget: float, rates: Rates) -> RunSpec:
 
 def measure_rates(spec: RunSpec, repeats: int = 3) -> Rates:
     """Time a block of samples and some steps of the classifier; this is planning, and not counted in a budget."""
-    device, cores = select_device(spec.device), os.cpu_count() or 1
-    shape = load_splits(spec.data, spec.seed).info.shape
+    device, cores, splits = select_device(spec.device), os.cpu_count() or 1, load_splits(spec.data, spec.seed)
+    shape = splits.info.shape
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        sample, alone = _sample_seconds(spec, shape, device), _step_seconds(spec, shape, device, repeats)
+        sample, image = _sample_seconds(spec, shape, device), _image_seconds(spec, shape, device, repeats)
+        alone = _step_seconds(spec, shape, device, repeats)
         torch.set_num_threads(cores)
         together = _step_seconds(spec, shape, device, repeats)
     finally:
         torch.set_num_threads(threads)
-    return Rates(sample, alone, min(alone, max(together, alone / cores)), cores)  # a busy machine shows less than it can
+    together = min(alone, max(together, alone / cores))  # a busy machine shows less than it can
+    return Rates(sample, image, alone, together, cores, len(splits.test))
 
 
 def measure_point(spec: RunSpec, budget: float, run: Run) -> Row:
@@ -174,6 +183,12 @@ def draw_curve(rows: Sequence[Row], picture: Path) -> None:
     figure.savefig(picture, dpi=100)
 
 
+def _vetting_and_scores(spec: RunSpec, rates: Rates, waves: float, classes: int) -> float:
+    """Return the seconds of the probe of all modules, of which the server draws two, and of scoring nodes, server and student."""
+    together = rates.server_step / rates.node_step
+    return together * 2 * spec.trust.probe * classes * rates.sample + (waves + 2 * together) * rates.tested * rates.image
+
+
 def _sample_seconds(spec: RunSpec, shape: tuple[int, int, int], device: torch.device) -> float:
     table = f"module.{spec.module.kind.replace('_', '-')}.steps"
     brief = changed(spec, {table: 1} if table in spec.flat() else {})
@@ -182,6 +197,12 @@ def _sample_seconds(spec: RunSpec, shape: tuple[int, int, int], device: torch.de
     began = time.perf_counter()
     module.sample(BLOCK * module.batch_blocks, generator(0))
     return (time.perf_counter() - began) / (BLOCK * module.batch_blocks)
+
+
+def _image_seconds(spec: RunSpec, shape: tuple[int, int, int], device: torch.device, repeats: int) -> float:
+    """Return the seconds of classifying one image."""
+    images, network = random_images(shape), build_classifier(spec.classifier, shape[0], 2, 0)
+    return median_seconds(lambda: predict(network, images, device), repeats) / len(images)
 
 
 def _step_seconds(spec: RunSpec, shape: tuple[int, int, int], device: torch.device, repeats: int) -> float:

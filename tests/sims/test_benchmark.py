@@ -162,14 +162,17 @@ def test_a_curve_is_filled_in_point_by_point(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_plan_spends_its_budget(kind):
     """Where no count meets its limit, the stages' costs at the measured rates and Flower's own seconds add up to the budget."""
-    rates = curve.Rates(sample=0.02, node_step=0.02, server_step=0.01, cores=2)
+    rates = curve.Rates(sample=0.02, image=1e-3, node_step=0.02, server_step=0.01, cores=2, tested=1000)
     for dataset in curve.SETTINGS:
         base = curve.base_spec(dataset, kind)
         spec = curve.plan(base, 900, rates)
         waves = spec.num_clients / 2
         stages = {
             "fit": waves * spec.module.max_seconds,
+            "vetting": spec.num_clients * 2 * spec.trust.probe * rates.sample / 2,
             "synthesis": waves * spec.synthesis.samples_per_class * rates.sample,
+            "logits": waves * spec.num_clients * spec.synthesis.samples_per_class * rates.image,
+            "scores": (waves + 1) * rates.tested * rates.image,
             "classifiers": spec.classifier.steps * (waves * rates.node_step + rates.server_step),
             "student": spec.distillation.steps * rates.server_step,
         }
@@ -181,7 +184,7 @@ def test_rates_are_positive():
     """A sample and a step of the classifier cost time, at a node and at the server, and torch's threads stay as they were."""
     threads = torch.get_num_threads()
     rates = curve.measure_rates(pipeline.changed(curve.base_spec("digits", "gaussian_mixture"), pipeline.QUICK), repeats=1)
-    assert rates.sample > 0 and 0 < rates.node_step / rates.cores <= rates.server_step <= rates.node_step
+    assert rates.sample > 0 < rates.image and 0 < rates.node_step / rates.cores <= rates.server_step <= rates.node_step
     assert torch.get_num_threads() == threads
 
 
