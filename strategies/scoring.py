@@ -49,7 +49,8 @@ class Voters:
 def score_at_sites(grid: Grid | None, outcome: Outcome, waiting: Sequence[Voters]) -> None:
     """Let the sites that take part score the classifiers ``waiting``, and record their results.
 
-    A result tells by whom it was scored; without a grid, or where no site answers, it has no scores.
+    Sites that are missing already are not waited for once more. A result tells by whom it was scored; without a grid, or where
+    no site answers, it has no scores.
     """
     if not waiting or outcome.roll is None:
         return
@@ -71,8 +72,9 @@ def _ask(
 ) -> tuple[dict[int, dict[str, Tensor]], list[Failure]]:
     """Return the sites' counts by partition and result, and the sites without any."""
     spec = outcome.spec
+    gone = {failure.partition for failure in outcome.missing}
     excluded = spec.exclusion.owners
-    nodes = {node: p for p, node in roll.nodes.items() if roll.federation.sites[p] not in excluded}
+    nodes = {node: p for p, node in roll.nodes.items() if p not in gone and roll.federation.sites[p] not in excluded}
     content = request_records(spec, nodes.values(), federation=roll.federation)
     files = {f"{one.name}/{i}": weights_file(network.state_dict()) for one in waiting for i, network in enumerate(one.networks)}
     content["classifiers"] = file_record(files)
