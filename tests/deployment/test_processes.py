@@ -1,5 +1,6 @@
 """A SuperLink and SuperNodes as processes: one session shows that they do the job, whom they refuse, and what they keep quiet."""
 
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from own_sites import CLASSES, make, own
 
 from ff_flower.errors import ConfigError, RunError
+from ff_flower.registry import ModuleRegistry, SignaturePolicy, write_key_pair
 from sims.certificates import AUTHORITY, make_certificates, make_node_keys
 from sims.deploy_demo import differing
 from sims.deployment import Deployment, SiteNode
@@ -32,14 +34,31 @@ class Seen:
 
 
 @pytest.fixture(scope="module")
-def session(folders, tmp_path_factory):
-    """Run the smallest job on a deployment, while strangers knock."""
+def public_keys(tmp_path_factory):
+    """Return the folder of the sites' public keys; their private ones lie in its neighbour ``private``."""
+    root = tmp_path_factory.mktemp("signing")
+    (root / "public").mkdir()
+    for name in CLASSES:
+        _, public = write_key_pair(name, root / "private")
+        public.rename(root / "public" / public.name)
+    return root / "public"
+
+
+@pytest.fixture(scope="module")
+def session(folders, public_keys, tmp_path_factory):
+    """Run the smallest job on a deployment whose sites sign their modules, while strangers knock."""
     out = tmp_path_factory.mktemp("server")
     strangers = tmp_path_factory.mktemp("strangers")
     make_certificates(strangers)
-    (unknown,) = make_node_keys(strangers, ["stranger"])
+    unknown, guest = make_node_keys(strangers, ["stranger", "guest"])
     lines: list[str] = []
-    with Deployment([SiteNode(name, {"data": f"folder:{folder}"}) for name, folder in folders.items()]) as deployment:
+    signer = {name: str(public_keys.with_name("private") / f"{name}.key") for name in folders}
+    sites = [
+        SiteNode(name, {"data": f"folder:{folder}", "signing-key": signer[name], "public-keys": str(public_keys)})
+        for name, folder in folders.items()
+    ]
+    signed = {"trust__require_signature": True, "trust__public_keys": str(public_keys)}
+    with Deployment(sites) as deployment:
         stranger = SiteNode("stranger", {"data": "folder:/nowhere"})
         knocking = {
             "unregistered": deployment.start_node(stranger, unknown, label="unregistered"),
@@ -49,9 +68,13 @@ def session(folders, tmp_path_factory):
         }
         with pytest.raises(RunError) as twice:
             deployment.register(deployment.home / "keys" / "north.pub", "south-again")
+        deployment.register(guest.with_suffix(".pub"), "guest")
+        guest_node = deployment.start_node(SiteNode("guest", {"partition-id": 1, "num-partitions": 7}), guest)
         deployment.await_nodes()
+        while deployment.online() == len(CLASSES):
+            assert guest_node.poll() is None, deployment.node_log("guest").read_text()
         knocking["twin"] = deployment.start_node(stranger, deployment.home / "keys" / "north", label="twin")
-        outcome = deployment.run(APP, own(out, connect_timeout=60).flat(), stream=lines.append)
+        outcome = deployment.run(APP, own(out, connect_timeout=60, **signed).flat(), stream=lines.append)
         end = time.monotonic() + 30
         while any(node.poll() is None for node in knocking.values()) and time.monotonic() < end:
             time.sleep(0.2)
@@ -72,6 +95,16 @@ def test_processes_do_what_a_simulation_does(session, folders, tmp_path):
 
 
 @pytest.mark.slow
+def test_sites_sign_what_they_send(session, public_keys):
+    """Where signatures are required, each module of the deployment is kept with one that verifies by its owner's key."""
+    registry, policy = ModuleRegistry(session.run / "modules"), SignaturePolicy.read(public_keys, required=True)
+    assert len(registry) == sum(map(len, CLASSES.values()))
+    for module in registry:
+        signature = (session.run / "modules" / f"{module.module_id}.sig").read_bytes()
+        assert policy.check(module.manifest.owner, module.module_id, signature)
+
+
+@pytest.mark.slow
 def test_strangers_are_refused(session):
     """SuperNodes without a registered key, with the key of another, or that trust another authority end; keys are taken once."""
     assert set(session.refusals) == {"unregistered", "foreign", "twin"}
@@ -79,6 +112,15 @@ def test_strangers_are_refused(session):
     assert "Failed to activate SuperNode" in session.refusals["twin"]
     assert "CERTIFICATE_VERIFY_FAILED" in session.refusals["foreign"]
     assert session.twice.startswith("the SuperLink does not register north.pub")
+
+
+@pytest.mark.slow
+def test_a_node_of_another_run_is_refused(session):
+    """A SuperNode with a registered key that was started for another run takes nobody's place, and a note names why."""
+    metrics = json.loads((session.run / "metrics.json").read_text())
+    assert (metrics["sites"], metrics["missing"]) == (sorted(CLASSES), [])
+    (note,) = metrics["notes"]
+    assert note.startswith("a node is left out: a node cannot take part: this node has no images")
 
 
 @pytest.mark.slow
