@@ -7,12 +7,12 @@ import typer
 
 from ff_flower.config import RunSpec
 
-from .certificates import make_certificates, make_node_keys
 from .compare import main as compare
 from .defaults import render_config, write_config
 from .deploy_demo import main as deploy_demo
 from .forget import main as forget
 from .inspect import main as inspect
+from .processes.certificates import make_certificates, make_node_keys
 from .report import TextTable, load_metrics, run_tables, show, summarize
 from .run import APP, main, presets, refusing
 from .status import main as status

@@ -9,9 +9,9 @@ from ff_flower.config import Method, RunSpec, from_run_config, unknown_name
 from ff_flower.errors import ConfigError, FederatedFactoryError
 from ff_flower.run_directory import RunDirectory, run_path
 
+from .processes.session import FlowerSession
 from .report import Metrics, load_metrics, show, summarize
 from .run import FAILED, PARTIAL, Resources, execute, refusing, resolve_spec
-from .session import FlowerSession
 
 METHODS = ",".join(get_args(Method))
 

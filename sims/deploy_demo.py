@@ -12,12 +12,12 @@ from ff_flower.config import RunSpec
 from ff_flower.errors import RunError
 from ff_flower.registry import module_id
 
-from .deployment import Deployment, SiteNode
 from .digit_folders import write_digit_folders
-from .log_filter import LogFilter
+from .processes.deployment import Deployment, SiteNode
+from .processes.log_filter import LogFilter
+from .processes.session import FlowerSession
 from .report import gaps, load_metrics, run_tables, show
 from .run import APP, FAILED, PARTIAL, Finished, execute, refusing, resolve_spec
-from .session import FlowerSession
 
 SITES = {"Clinic-North": (0, 1, 2, 3), "Clinic-South": (4, 5, 6), "Clinic-West": (7, 8, 9)}
 SETTINGS = ("data.name=sites", f"num-clients={len(SITES)}", "connect-timeout=90", "timeout=900", "server-threads=1")

@@ -13,8 +13,8 @@ from ff_flower.errors import RunError
 from ff_flower.run_directory import RunDirectory
 from ff_flower.unlearning import Forgetting, Tombstone, Work, forget, open_run, waits_for_nodes
 
+from .processes.session import FlowerSession
 from .run import FAILED, execute, refusing
-from .session import FlowerSession
 
 Run = Annotated[Path, typer.Argument(help="A run directory; it may have been moved.")]
 Owners = Annotated[list[str] | None, typer.Option("--owner", help="An owner, all of whose part is forgotten; may be repeated.")]

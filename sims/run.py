@@ -18,10 +18,10 @@ from ff_flower.config import RunSpec, from_run_config, unknown_name
 from ff_flower.errors import ConfigError, FederatedFactoryError
 
 from .defaults import check_keys, flatten
-from .log_filter import LogFilter
-from .machine import usable_cores, visible_gpus
+from .processes.log_filter import LogFilter
+from .processes.machine import usable_cores, visible_gpus
+from .processes.session import FlowerSession
 from .report import Metrics, gaps, load_metrics, run_tables, show
-from .session import FlowerSession
 
 APP = Path(__file__).resolve().parents[1]
 PRESETS = Path(__file__).resolve().parent / "presets"

@@ -18,9 +18,9 @@ from ff_flower.errors import RunError
 from ff_flower.generative import BLOCK, build_module
 from ff_flower.seeding import generator
 
+from ..processes.session import FlowerSession
 from ..report import Metrics
 from ..run import execute
-from ..session import FlowerSession
 from .pipeline import changed, median_seconds, overlaid, random_images
 from .results import Results, Row, percent
 

@@ -10,8 +10,8 @@ import typer
 from ff_flower.config import RunSpec, Scalar
 from ff_flower.errors import RunError
 
+from ..processes.session import FlowerSession
 from ..run import execute, refusing, resolve_spec
-from ..session import FlowerSession
 from .memory import MemoryWatch
 from .options import HOME, Markdown, Out, Settings, Write, finish, keep
 from .pipeline import changed

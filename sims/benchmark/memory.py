@@ -14,7 +14,7 @@ from typing import Self
 
 from ff_flower.errors import RunError
 
-from ..process_groups import process_groups
+from ..processes.process_groups import process_groups
 
 SHARED = Path("/dev/shm")  # where Ray keeps what it hands from process to process
 ROLES = {"ray::ClientAppActor": "actor", "flwr-simulation": "server", "flower-superlink": "superlink", "superexec": "superexec"}

@@ -10,8 +10,8 @@ import typer
 from ff_flower.config import ImageShape, RunSpec
 from ff_flower.errors import ConfigError, RunError
 
+from ..processes.session import FlowerSession
 from ..run import execute, refusing, resolve_spec
-from ..session import FlowerSession
 from .memory import MemoryWatch
 from .options import HOME, Markdown, Out, Write, finish, keep, tell
 from .pipeline import changed, random_images

@@ -12,9 +12,9 @@ import typer
 
 from ff_flower.errors import ConfigError, RunError
 
-from ..process_groups import process_groups
+from ..processes.process_groups import process_groups
+from ..processes.session import FlowerSession
 from ..run import FAILED, execute, refusing, resolve_spec
-from ..session import FlowerSession
 from .memory import own_memory, session_processes
 from .options import HOME, Markdown, Out, Write, finish, tell
 from .pipeline import changed

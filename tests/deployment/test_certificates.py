@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 from typer.testing import CliRunner
 
 from ff_flower.errors import ConfigError
-from sims.certificates import make_certificates, make_node_keys
 from sims.cli import app
+from sims.processes.certificates import make_certificates, make_node_keys
 
 
 def handshake(client: ssl.SSLContext, server: ssl.SSLContext, host: str) -> None:

@@ -10,12 +10,12 @@ from own_sites import CLASSES, make, own
 
 from ff_flower.errors import ConfigError, RunError
 from ff_flower.registry import ModuleRegistry, SignaturePolicy, write_key_pair
-from sims.certificates import AUTHORITY, make_certificates, make_node_keys
 from sims.deploy_demo import differing
-from sims.deployment import Deployment, SiteNode
-from sims.process_groups import process_groups
+from sims.processes.certificates import AUTHORITY, make_certificates, make_node_keys
+from sims.processes.deployment import Deployment, SiteNode
+from sims.processes.process_groups import process_groups
+from sims.processes.superlink import free_port
 from sims.run import APP
-from sims.superlink import free_port
 
 SECRETS = (b"secret-place", b"patient-")
 

@@ -14,8 +14,8 @@ from meetings import Meetings, held_app
 
 from clients.client_app import app as client_app
 from sims.deploy_demo import differing
-from sims.deployment import Deployment, SiteNode
 from sims.digit_folders import write_digit_folders
+from sims.processes.deployment import Deployment, SiteNode
 from sims.status import RunState, read_state
 from strategies.server_app import run
 

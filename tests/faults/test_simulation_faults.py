@@ -11,7 +11,7 @@ from meetings import Meetings, held_app
 
 from clients.client_app import app as client_app
 from sims.deploy_demo import differing
-from sims.session import FlowerSession
+from sims.processes.session import FlowerSession
 from sims.status import read_state
 from strategies.server_app import run
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sims.process_groups import process_groups
+from sims.processes.process_groups import process_groups
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from ff_flower.errors import ConfigError, RunError
-from sims.log_filter import LogFilter
-from sims.process_groups import process_groups
-from sims.session import FlowerSession
+from sims.processes.log_filter import LogFilter
+from sims.processes.process_groups import process_groups
+from sims.processes.session import FlowerSession
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -134,8 +134,8 @@ def test_a_signal_in_mid_run_leaves_nothing(echo_app, number):
     program = f"""
         import signal
         from pathlib import Path
-        from sims.process_groups import process_groups
-        from sims.session import FlowerSession
+        from sims.processes.process_groups import process_groups
+        from sims.processes.session import FlowerSession
 
         signal.signal(signal.SIGINT, signal.default_int_handler)
         with FlowerSession() as session:

@@ -1,6 +1,6 @@
 """What the filter makes of real lines of Flower 1.41 and Ray 2.55."""
 
-from sims.log_filter import LogFilter
+from sims.processes.log_filter import LogFilter
 
 NODE = "\x1b[36m(ClientAppActor pid=7)\x1b[0m "
 INFO, ERROR = "\x1b[92mINFO \x1b[0m:      ", "\x1b[91mERROR \x1b[0m:     "

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from sims.processes.session import FlowerSession
 from sims.run import FAILED, Resources, execute, resolve_spec
-from sims.session import FlowerSession
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {

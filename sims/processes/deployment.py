@@ -17,8 +17,8 @@ from pathlib import Path
 from ff_flower.config import Scalar
 from ff_flower.errors import ConfigError, RunError
 
+from ..defaults import check_keys, toml_line
 from .certificates import AUTHORITY, SERVER, SERVER_KEY, make_certificates, make_node_keys
-from .defaults import check_keys, toml_line
 from .superlink import CONNECTION, PrivateSuperLink, RunOutcome, free_port
 
 NODE_SECONDS = 60.0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ff_flower.config import Scalar
 
-from .defaults import check_keys
+from ..defaults import check_keys
 from .superlink import CONNECTION, PrivateSuperLink, RunOutcome
 
 _SETTINGS = '[superlink]\ndefault = "{name}"\n\n[superlink.{name}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'

@@ -27,7 +27,7 @@ from typing import Any, NoReturn, Self
 from ff_flower.config import Scalar
 from ff_flower.errors import RunError
 
-from .defaults import toml_line
+from ..defaults import toml_line
 from .process_groups import process_groups
 
 COMPLETED = "finished:completed"
