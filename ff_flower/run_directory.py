@@ -2,7 +2,7 @@
 
 ::
 
-    <out>/cache/                      partitions, samples and unfinished fits, shared by all runs
+    <out>/cache/                      partitions, samples, unfinished fits and locks, shared by all runs
     <out>/latest                      link to the newest run
     <out>/<data>-<method>-<partition>-seed<seed>-<digest>/
         spec.json  environment.json   what was asked, and where it was made
@@ -22,7 +22,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,30 @@ class RunDirectory:
         except OSError as error:
             raise RunError(f"{root}: cannot be written ({error}); set out or FF_RUNS to a folder that can") from error
         return directory
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let no other process of this machine work on the run meanwhile; the lock goes with its process.
+
+        Raises
+        ------
+        RunError
+            Where one does, or the cache beside the run, which holds the lock, cannot be written.
+        """
+        from filelock import FileLock, Timeout
+
+        path = self.path.parent / "cache" / "locks" / f"{self.path.name}.lock"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path).acquire(blocking=False)
+        except Timeout:
+            raise RunError(f"{self.path}: another process is at work on this run; wait for its end, or stop it") from None
+        except OSError as error:
+            raise RunError(
+                f"{path}: cannot be written ({error.strerror}); give the run's parent folder back its rights"
+            ) from error
+        with lock:
+            yield
 
     def write(self, name: str, data: bytes) -> Path:
         """Write ``data`` to ``name``, whole or not at all."""

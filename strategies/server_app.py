@@ -57,12 +57,18 @@ def run(grid: Grid | None, spec: RunSpec) -> RunDirectory:
     Raises
     ------
     FederatedFactoryError
-        When the spec does not fit the images, or too little arrives to go on.
+        When the spec does not fit the images, too little arrives to go on, or another server is at work on the run.
     """
-    began = time.time()
     splits = None if spec.data.own else load_splits(spec.data, spec.seed)
     directory = RunDirectory.open(spec)
     logger.info("run directory: %s", directory.path)
+    with directory.alone():
+        return _resume(grid, spec, directory, splits)
+
+
+def _resume(grid: Grid | None, spec: RunSpec, directory: RunDirectory, splits: Splits | None) -> RunDirectory:
+    """Make what the run directory does not have yet."""
+    began = time.time()
     spec = honour(directory, spec)
     if directory.is_done("run", spec.digest()):
         logger.info("every stage of this spec is done and verified; nothing to do")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,16 @@ def test_unwritable_folder_is_named_with_its_remedy(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RunError, match=r"file.*cannot be written.*set out or FF_RUNS"):
         RunDirectory.open(RunSpec(out=str(tmp_path / "file")))
+
+
+def test_one_process_at_a_time_works_on_a_run(directory):
+    """Whoever comes while another is at work is refused, and nobody once it is over, however it ended."""
+    with suppress(ZeroDivisionError), directory.alone():
+        with pytest.raises(RunError, match="another process is at work on this run; wait for its end, or stop it"):
+            RunDirectory(directory.path).alone().__enter__()
+        1 / 0  # noqa: B018
+    with directory.alone():
+        assert directory.outputs() == []
 
 
 @given(st.binary(max_size=1000))

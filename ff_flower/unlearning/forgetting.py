@@ -81,11 +81,28 @@ def forget(run: Path, owners: Collection[str], modules: Collection[str], work: W
     ConfigError
         When nobody is named and nothing is unfinished.
     RunError
-        When the run directory is not whole, cannot be written, or does not have who is named; it is as it was then.
+        When the run directory is not whole, cannot be written, does not have who is named, or somebody is at work on it; it is
+        as it was then.
     """
     began = time.time()
     spec, path = open_run(run)
     directory = RunDirectory(path)
+    with directory.alone():
+        effective, pending, notes = _take_out(directory, spec, owners, modules, reason)
+    return _conclude(directory, spec, effective, pending, work, began, notes) if pending else Forgetting((), notes)
+
+
+def _take_out(
+    directory: RunDirectory, spec: RunSpec, owners: Collection[str], modules: Collection[str], reason: str
+) -> tuple[RunSpec, list[int], tuple[str, ...]]:
+    """Write the tombstone, and purge what it names.
+
+    Returns
+    -------
+    tuple of RunSpec, list of int and tuple of str
+        The spec without the forgotten; the requests that have no certificate yet; what had been forgotten before.
+    """
+    path = directory.path
     tombstone = Tombstone.read(path)
     if tombstone.purged:
         check_whole(directory)
@@ -99,8 +116,7 @@ def forget(run: Path, owners: Collection[str], modules: Collection[str], work: W
     pending = [number for number in range(1, len(tombstone.entries) + 1) if not is_complete(path, number)]
     if not (pending or owners or modules):
         raise need_something(spec, {one.manifest.owner for one in ModuleRegistry(path / "modules")})
-    effective = honour(directory, spec, caches)
-    return _conclude(directory, spec, effective, pending, work, began, tuple(notes)) if pending else Forgetting((), tuple(notes))
+    return honour(directory, spec, caches), pending, tuple(notes)
 
 
 def _conclude(

@@ -93,6 +93,15 @@ def test_a_directory_that_cannot_be_written_is_not_touched(uploaded):
     assert (uploaded / "metrics.json").is_file() and len(modules_of(uploaded)) == 10
 
 
+def test_a_run_that_somebody_works_on_is_not_touched(uploaded):
+    """While a server works on a run nothing of it is forgotten, and while something is forgotten no server starts on it."""
+    spec, _ = open_run(uploaded)
+    with RunDirectory(uploaded).alone():
+        assert "another process is at work on this run" in refusal(uploaded, ["3"])
+        with pytest.raises(RunError, match="another process is at work on this run"):
+            run(None, spec)
+
+
 def test_an_unreadable_tombstone_stops_everything(uploaded):
     """A tombstone that cannot be read is an error of every later run: going on would bring back what was forgotten."""
     forget_owner(uploaded, "3")
