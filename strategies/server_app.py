@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
@@ -94,9 +95,7 @@ def _make(grid: Grid | None, spec: RunSpec, directory: RunDirectory, splits: Spl
     ledger = Ledger.read(directory.path / "ledger.jsonl")
     outcome = Outcome(spec, splits.info, directory, ledger, roll=holdings.roll, progress=progress)
     outcome.notes += holdings.notes
-    directory.write_json("label_distribution.json", {"classes": list(splits.info.classes), "counts": counts.tolist()})
-    if not (picture := directory.path / "label_distribution.png").exists():
-        label_distribution_figure(counts, splits.info.classes, picture)
+    _show_labels(directory, splits.info.classes, counts)
     if grid is not None:
         METHODS[spec.method](grid, splits, outcome, device)
     elif spec.method == "federated-factory":
@@ -104,6 +103,14 @@ def _make(grid: Grid | None, spec: RunSpec, directory: RunDirectory, splits: Spl
     else:
         raise RunError(f"{spec.method} needs nodes, and no federation is at hand; run the spec in Flower")
     return outcome
+
+
+def _show_labels(directory: RunDirectory, classes: Sequence[str], counts: np.ndarray) -> None:
+    """Write who holds what, and draw it where it is not drawn yet."""
+    table, picture = directory.path / "label_distribution.json", directory.path / "label_distribution.png"
+    before = table.read_bytes() if table.exists() and picture.exists() else b""
+    if directory.write_json(table.name, {"classes": list(classes), "counts": counts.tolist()}).read_bytes() != before:
+        label_distribution_figure(counts, classes, picture)
 
 
 def run_factory(grid: Grid, splits: Splits, outcome: Outcome, device: torch.device) -> None:

@@ -2,10 +2,12 @@
 
 import contextlib
 import copy
+import hashlib
 import logging
 import math
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -163,10 +165,11 @@ class Training:
             tensors |= {f"optimizer.{position}.{name}": tensor for name, tensor in self.optimizer.state[weight].items()}
         numbers = [float(self.step), self.seconds, self.best_loss, float(self.best_step), float(self.recent)]
         tensors |= {"random": self.random.get_state(), "numbers": torch.tensor(numbers, dtype=torch.float64)}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         unfinished = path.with_suffix(".part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, unfinished)
+            save_file(tensors | {"digest": _digest(tensors)}, unfinished)
             unfinished.replace(path)
         except (OSError, SafetensorError) as error:
             with contextlib.suppress(OSError):
@@ -185,9 +188,12 @@ class Training:
             return
         try:
             tensors = load_file(path)
+            digest = tensors.pop("digest")
             if {name: tensor.shape for name, tensor in tensors.items()} != self._shapes():
                 raise ValueError("its tensors are not this fit's")
-        except (OSError, SafetensorError, ValueError) as error:
+            if not torch.equal(digest, _digest(tensors)):
+                raise ValueError("its numbers are not those that were written")
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
             logger.warning("the checkpoint %s is left out: %s", path.name, error)
             return
         for part, one in self._parts():
@@ -212,3 +218,10 @@ class Training:
 
     def _parts(self) -> tuple[tuple[str, Objective], ...]:
         return ("objective", self.objective), ("average", self.average), ("best", self.best)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return the 32 bytes of the SHA-256 of ``tensors``."""
+    from safetensors.torch import save
+
+    return torch.frombuffer(bytearray(hashlib.sha256(save(dict(tensors))).digest()), dtype=torch.uint8)

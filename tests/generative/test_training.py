@@ -233,11 +233,24 @@ def _damage(path: Path, how: str) -> None:
         _interrupt(path.with_name("other"), 2, inertia=3)
         path.with_name("other").replace(path)
     else:
-        path.write_bytes({"truncated": data[: len(data) // 2], "empty": b"", "noise": b"\xff" * 4000}[how])
+        one_bit = data[:-2000] + bytes([data[-2000] ^ 1]) + data[-1999:]
+        path.write_bytes({"truncated": data[: len(data) // 2], "empty": b"", "noise": b"\xff" * 4000, "one bit": one_bit}[how])
 
 
 @pytest.mark.parametrize(
-    "how", ["truncated", "empty", "noise", "of another network", "random", "numbers", "optimizer.0.exp_avg", "best.weight"]
+    "how",
+    [
+        "truncated",
+        "empty",
+        "noise",
+        "one bit",
+        "of another network",
+        "digest",
+        "random",
+        "numbers",
+        "optimizer.0.exp_avg",
+        "best.weight",
+    ],
 )
 def test_a_damaged_checkpoint_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str) -> None:
     """A checkpoint that is no whole one of this fit is left out with a warning, and the fit begins anew."""
