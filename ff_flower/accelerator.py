@@ -3,12 +3,13 @@
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar, cast
+from subprocess import SubprocessError
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .config import RunSpec
 from .errors import ConfigError
@@ -92,7 +93,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def accelerate(network: nn.Module, device: torch.device) -> nn.Module:
-    """Compile ``network`` for a GPU; anywhere else, or without a working compiler, return it as it is."""
+    """Compile ``network`` for a GPU; anywhere else, or without a working compiler, it computes as it is."""
     if device.type != "cuda":
         return network
     from torch.utils._triton import has_triton
@@ -100,4 +101,26 @@ def accelerate(network: nn.Module, device: torch.device) -> nn.Module:
     if not has_triton():
         logger.info("torch.compile is left out: no Triton compiler was found")
         return network
-    return cast(nn.Module, torch.compile(network, dynamic=False))
+    return _Compiled(network)
+
+
+class _Compiled(nn.Module):
+    """A compiled network; whether the compiler works shows when it is first used, and where it does not, the network is used."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.compiled: Callable[..., Any] | None = torch.compile(network, dynamic=False)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Return what the network does."""
+        if self.compiled is not None:
+            try:
+                return self.compiled(*inputs)
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except (RuntimeError, OSError, ImportError, SubprocessError) as error:
+                self.compiled = None
+                reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+                logger.info("torch.compile is left out: %s", reason)
+        return self.network(*inputs)

@@ -1,12 +1,13 @@
 """Where tensors live, and what a process is set to."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ff_flower.accelerator import accelerate, low_precision, peak_memory, place, prepare, select_device
 from ff_flower.config import RunSpec
@@ -57,6 +58,54 @@ def test_on_a_cpu_networks_stay_as_they_are() -> None:
     weight = network.weight.detach().clone()
     assert place(network, CPU) is network and accelerate(network, CPU) is network
     assert torch.equal(network.weight, weight)
+
+
+class _BrokenCompiler:
+    """A compiler that takes a network, and fails when it is used."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error, self.calls = error, 0
+
+    def __call__(self, network: nn.Module, dynamic: bool) -> Callable[..., Any]:
+        return self.compiled
+
+    def compiled(self, *inputs: Tensor) -> Tensor:
+        """Fail."""
+        self.calls += 1
+        raise self.error
+
+
+def _accelerated(monkeypatch: pytest.MonkeyPatch, compiler: _BrokenCompiler) -> tuple[nn.Module, nn.Module]:
+    """Return a network, and what is made of it for a GPU; both stay on the CPU."""
+    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: True)
+    monkeypatch.setattr(torch, "compile", compiler)
+    network = nn.Linear(2, 3)
+    return network, accelerate(network, torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Failed to find C compiler.\nSet CC"), FileNotFoundError("cc"), ImportError("x")], ids=repr
+)
+def test_without_a_compiler_a_network_computes_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    """Where compilation fails at the first use one line says why, and from then on the network itself is used."""
+    compiler = _BrokenCompiler(error)
+    network, accelerated = _accelerated(monkeypatch, compiler)
+    images = torch.ones(4, 2)
+    with caplog.at_level("INFO", logger="flwr"):
+        results = [accelerated(images) for _ in range(3)]
+    assert all(torch.equal(result, network(images)) for result in results)
+    assert [record.getMessage() for record in caplog.records] == [f"torch.compile is left out: {str(error).splitlines()[0]}"]
+    assert compiler.calls == 1
+
+
+def test_a_full_gpu_is_no_fault_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that runs out is told, and not tried again without the compiler."""
+    compiler = _BrokenCompiler(torch.cuda.OutOfMemoryError("CUDA out of memory"))
+    _, accelerated = _accelerated(monkeypatch, compiler)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        accelerated(torch.ones(4, 2))
 
 
 def test_low_precision_is_for_speed_only() -> None:

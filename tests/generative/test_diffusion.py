@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from closed_forms import normal
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from ff_flower.config import EDMSpec, FlowSpec, UNetSpec
 from ff_flower.data import to_unit
@@ -210,6 +212,19 @@ def compile_whole() -> Iterator[Callable[[Any], Any]]:
     """Return the compiler that captures a module whole, or fails, and computes with torch's own operations."""
     torch._dynamo.reset()
     yield lambda module: torch.compile(module, backend="eager", fullgraph=True, dynamic=False)
+    torch._dynamo.reset()
+
+
+def test_modules_of_one_architecture_share_a_compilation(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever images they are fitted to, modules are compiled once for training and once for sampling, not once each."""
+    graphs = {name: CompileCounter() for name in ("training", "diffusion")}  # type: ignore[no-untyped-call]
+    for name, counter in graphs.items():
+        compiled = partial(torch.compile, backend=counter, dynamic=False)
+        monkeypatch.setattr(f"ff_flower.generative.{name}.accelerate", lambda network, _, compiled=compiled: compiled(network))
+    torch._dynamo.reset()
+    for number in range(3):
+        _fit(kind, _blocks(70 + number), seed=number).sample(3, torch.Generator().manual_seed(0))
+    assert {name: counter.frame_count for name, counter in graphs.items()} == {"training": 1, "diffusion": 1}
     torch._dynamo.reset()
 
 
