@@ -13,25 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
+from tampering import join_file, split_file
 
 from ff_flower.errors import ModuleError, VerificationError
 from ff_flower.registry import ModuleLimits, decode_module, encode_module, module_id, serialization
 
 GOLDEN = "d3796519772963499e579edef724615b8bd6288648f4b2a915d3302f326d868a"
-
-
-def split_file(data):
-    """Return the JSON header and the tensors' bytes of a module file."""
-    (length,) = struct.unpack_from("<Q", data)
-    return json.loads(data[8 : 8 + length]), data[8 + length :]
-
-
-def join_file(header, body):
-    """Return a file with this header (an object, or JSON text), padded as safetensors pads it."""
-    text = header if isinstance(header, str) else json.dumps(header, separators=(",", ":"))
-    raw = text.encode()
-    raw += b" " * (-len(raw) % 8)
-    return struct.pack("<Q", len(raw)) + raw + body
 
 
 def refused(data, limits=None):
