@@ -23,7 +23,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,8 @@ class RunDirectory:
     def alone(self) -> Iterator[None]:
         """Let no other process of this machine work on the run meanwhile; the lock goes with its process.
 
+        On a file system without locks nobody is kept out.
+
         Raises
         ------
         RunError
@@ -113,7 +115,9 @@ class RunDirectory:
         path = self.path.parent / "cache" / "locks" / f"{self.path.name}.lock"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path).acquire(blocking=False)
+            lock: AbstractContextManager[Any] = FileLock(path).acquire(blocking=False)
+        except NotImplementedError:
+            lock = nullcontext()
         except Timeout:
             raise RunError(f"{self.path}: another process is at work on this run; wait for its end, or stop it") from None
         except OSError as error:

@@ -22,6 +22,15 @@ def directory(tmp_path):
     return RunDirectory(tmp_path / "run")
 
 
+def raising(error):
+    """Return a function that raises."""
+
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
 def test_name_is_stable_for_a_spec_and_differs_for_another(tmp_path):
     """The same spec opens the same folder; another seed, method or setting opens another one."""
     spec = RunSpec(out=str(tmp_path))
@@ -90,6 +99,16 @@ def test_one_process_at_a_time_works_on_a_run(directory):
         1 / 0  # noqa: B018
     with directory.alone():
         assert directory.outputs() == []
+
+
+def test_a_file_system_without_locks_is_no_obstacle(directory, monkeypatch):
+    """Where locks do not exist a run goes on without one; a lock that cannot be written is told."""
+    monkeypatch.setattr("filelock.FileLock.acquire", raising(NotImplementedError("no flock")))
+    with directory.alone():
+        pass
+    monkeypatch.setattr("filelock.FileLock.acquire", raising(PermissionError(13, "Permission denied")))
+    with pytest.raises(RunError, match=r"\.lock: cannot be written \(Permission denied\)"):
+        directory.alone().__enter__()
 
 
 @given(st.binary(max_size=1000))
