@@ -165,7 +165,8 @@ def draw_curve(rows: Sequence[Row], picture: Path) -> None:
 
     datasets = list(dict.fromkeys(str(row["data set"]) for row in rows))
     kinds = sorted({str(row["kind"]) for row in rows})
-    figure = Figure(figsize=(4.5 * len(datasets), 3.6), layout="constrained")
+    budgets = sorted({float(row["budget s"] or 0) for row in rows})
+    figure = Figure(figsize=(4 * len(datasets) + 2, 3.6), layout="constrained")
     panels = figure.subplots(1, len(datasets), squeeze=False)[0]
     for axes, dataset in zip(panels, datasets, strict=True):
         for colour, kind in enumerate(kinds):
@@ -175,10 +176,13 @@ def draw_curve(rows: Sequence[Row], picture: Path) -> None:
                 label = f"{kind}, {result}"
                 if points:
                     axes.plot(*zip(*points, strict=True), style, color=f"C{colour}", markersize=4, label=label)
-        axes.set(title=dataset, xscale="log", xlabel="seconds in all, two cores")
+        axes.set(title=dataset, xscale="log", xlim=(budgets[0] / 1.5, budgets[-1] * 1.5), xlabel="minutes in all")
+        axes.set_xticks(budgets, [f"{budget / 60:g}" for budget in budgets])
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("test accuracy, %")
-    panels[-1].legend(fontsize="small")
+    lines = {line.get_label(): line for axes in panels for line in axes.get_lines()}
+    figure.legend(lines.values(), lines.keys(), loc="outside right upper", fontsize="small")
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=100)
 
