@@ -9,6 +9,9 @@ from pathlib import Path
 from sims.run import APP
 
 HELD_APP = Path(__file__).parent / "held_app"
+SITES = {"hanging": (5, 6), "killed": (1, 2), "steady": (3, 4), "unmounted": (7, 8)}  # the deployment's partitions 0 to 3
+TIMEOUT = 25.0
+SECRETS = ("secret-place", "patient-")  # parts of the names of the sites' folders and of their files
 
 
 def held_app(folder):

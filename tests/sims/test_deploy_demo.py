@@ -63,7 +63,7 @@ def test_the_demonstration_ends_with_its_tables(temporary, tmp_path):
 
 @pytest.mark.parametrize(
     ("number", "after"),
-    [(signal.SIGTERM, "a SuperLink with TLS"), (signal.SIGINT, "introductions: node 2 is site Clinic-West")],
+    [(signal.SIGTERM, "a SuperLink with TLS"), (signal.SIGINT, "run directory: ")],
     ids=["while sites connect", "in mid-run"],
 )
 def test_a_signal_leaves_nothing(temporary, tmp_path, number, after):
