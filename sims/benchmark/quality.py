@@ -113,16 +113,23 @@ def measure_baseline(spec: RunSpec, files: list[bytes], repeats: int, workers: W
 
 
 def measure_wire(spec: RunSpec, files: list[bytes], repeats: int, workers: Workers) -> Results:
-    """Score the server's classifier on samples of the same modules, their weights rounded to each type on the way."""
+    """Score the server's classifier on samples of the same modules, their weights rounded to each type on the way.
+
+    Classifiers differ by their training's chance more than samples do by rounding, so the samples' own difference from those of
+    whole weights is told too: the mean over pixels, in levels of 0 to 255.
+    """
     rounded = {dtype: [_rounded(data, dtype) for data in files] for dtype in WIRE_TYPES}
     sampling = Sampling(spec.synthesis.samples_per_class, {})
     sets = [synthetic_set(spec, rounded[dtype], sampling, workers)[0] for dtype in WIRE_TYPES]
     found = scores(spec, sets, repeats, workers)
     whole, rows = statistics.fmean(found[0]), []
-    for dtype, accuracies in zip(WIRE_TYPES, found, strict=True):
+    for dtype, made, accuracies in zip(WIRE_TYPES, sets, found, strict=True):
         size = max(len(data) for data in rounded[dtype])
+        apart = (made.images.float() - sets[0].images.float()).abs().mean()
         row: Row = {**_kind(spec), "wire-dtype": dtype, "largest file kB": round(size / 1e3), **_accuracy(accuracies)}
-        rows.append(row | {"points lost": percent(whole - statistics.fmean(accuracies))})
+        rows.append(
+            row | {"points lost": percent(whole - statistics.fmean(accuracies)), "levels apart": significant(float(apart))}
+        )
     return WIRE.joined(rows)
 
 

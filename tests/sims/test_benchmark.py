@@ -120,11 +120,12 @@ def test_full_precision_is_the_same_module_to_rounding(toy):
 
 
 def test_the_wire_table_has_a_row_per_type(toy, tmp_path):
-    """Each type of the weights is scored, and the 16-bit files are half as long."""
+    """Each type of the weights is scored, the 16-bit files are half as long, and their samples are almost the same."""
     output = call("wire", "--quick", "--repeats=1", "--write", f"--out={tmp_path}", *toy)
     kept = json.loads((tmp_path / "wire.json").read_text())["rows"]
     assert rows(output, 2) == ["float32", "float16", "bfloat16"]
     assert kept[1]["largest file kB"] == kept[2]["largest file kB"] < 0.7 * kept[0]["largest file kB"]
+    assert kept[0]["levels apart"] == 0 and all(row["levels apart"] < 1 for row in kept[1:])
 
 
 def test_nodes_in_several_processes_build_one_set(toy):
