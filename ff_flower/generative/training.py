@@ -225,5 +225,5 @@ def _digest(tensors: Mapping[str, Tensor]) -> Tensor:
     content = hashlib.sha256()
     for name in sorted(tensors):
         content.update(name.encode())
-        content.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+        content.update(tensors[name].numpy().tobytes())
     return torch.frombuffer(bytearray(content.digest()), dtype=torch.uint8)
