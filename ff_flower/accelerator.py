@@ -66,8 +66,12 @@ def torch_threads(threads: int) -> Iterator[None]:
 
 
 def low_precision(device: torch.device) -> torch.autocast:
-    """Return an autocast to bfloat16 where the device computes in it natively, and one that does nothing elsewhere."""
-    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    """Return an autocast to bfloat16 where the device computes in it natively, and one that does nothing elsewhere.
+
+    GPUs before Ampere only emulate it, several times slower than single precision.
+    """
+    gpu = device.type == "cuda"
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else torch.cpu._is_avx512_bf16_supported()
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=native)
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -115,6 +116,16 @@ def test_low_precision_is_for_speed_only() -> None:
     with low_precision(CPU):
         assert torch.allclose((a @ b).float(), exact, atol=0.1)
     assert torch.equal(a @ b, exact)
+
+
+@pytest.mark.parametrize(("capability", "native"), [(7, False), (8, True), (9, True)])
+def test_low_precision_is_not_emulated(monkeypatch: pytest.MonkeyPatch, capability: int, native: bool) -> None:
+    """A GPU computes in bfloat16 from Ampere on; before it, where bfloat16 is emulated, precision stays single."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=capability, minor=5))
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+    assert low_precision(torch.device("cuda"))._enabled is native
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system is no Linux")
