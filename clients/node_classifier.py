@@ -25,7 +25,7 @@ from ff_flower.metrics import (
 from ff_flower.module_store import StoredFiles
 from ff_flower.registry import Expectation, ModuleLimits, ModuleRegistry, SignaturePolicy, module_id
 from ff_flower.reports import Answer, Interval
-from ff_flower.run_directory import cache_root, combined_digest
+from ff_flower.run_directory import RECEIVED, cache_root, combined_digest
 from ff_flower.seeding import derive_seed
 from ff_flower.synthesis import SampleCache, SyntheticDataset, allocate, synthesize
 from ff_flower.vetting import Vetting
@@ -136,8 +136,9 @@ def _synthesize(
     signatures: Mapping[str, bytes],
     expectation: Expectation,
 ) -> SyntheticDataset:
-    cache = SampleCache(cache_root(spec) / "samples")
-    with tempfile.TemporaryDirectory(prefix="ff-modules-") as folder:
+    cache, received = SampleCache(cache_root(spec) / "samples"), cache_root(spec) / RECEIVED
+    received.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=received) as folder:
         registry = ModuleRegistry(Path(folder), ModuleLimits.of_bytes(spec.trust.max_module_bytes))
         for name, data in files.items():
             if registry.add(data, expectation, signatures.get(name)).module_id != name:

@@ -6,13 +6,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from subprocess import SubprocessError
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.backends.cuda import enable_cudnn_sdp, enable_flash_sdp, enable_mem_efficient_sdp
 
 from .config import RunSpec
 from .errors import ConfigError
+from .machine import usable_cores
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -44,13 +46,19 @@ def prepare(spec: RunSpec, threads: int) -> torch.device:
     spec : RunSpec
         Gives ``device`` and ``deterministic``.
     threads : int
-        Torch threads; 0 means all cores. Sums are ordered by thread, so results repeat bit for bit for equal numbers only.
+        Torch threads; 0 means all usable cores. Sums are ordered by thread, so results repeat bit for bit for equal numbers only.
     """
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+    torch.set_num_threads(threads or usable_cores())
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(spec.deterministic, warn_only=True)
+    # Nothing reads memory before it is written, so that filling it would cost time and change nothing.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     device = select_device(spec.device)
-    torch.backends.cudnn.benchmark = device.type == "cuda" and not spec.deterministic
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not spec.deterministic
+        # The gradients of the fused kernels for attention are sums in no fixed order; over few positions they save little.
+        for choose in (enable_flash_sdp, enable_mem_efficient_sdp, enable_cudnn_sdp):
+            choose(not spec.deterministic)
     return device
 
 
@@ -98,18 +106,37 @@ def peak_memory(device: torch.device) -> int:
 
 def accelerate(network: nn.Module, device: torch.device) -> nn.Module:
     """Compile ``network`` for a GPU; anywhere else, or without a working compiler, it computes as it is."""
-    if device.type != "cuda":
+    if device.type != "cuda" or _Compiled.broken:
         return network
     from torch.utils._triton import has_triton
 
     if not has_triton():
-        logger.info("torch.compile is left out: no Triton compiler was found")
+        _leave_out("no Triton compiler was found")
         return network
     return _Compiled(network)
 
 
+def compile_for_training(network: nn.Module, *inputs: Tensor) -> None:
+    """Let a loss that `accelerate` returned compile its way forward and back now, before a clock starts.
+
+    Parameters
+    ----------
+    network : Module
+        Gives one number; its weights, and their gradients, are as before afterwards. One that is not compiled is left alone.
+    *inputs : Tensor
+        Of the shapes that training will have.
+    """
+    if isinstance(network, _Compiled):
+        network.warm_up(*inputs)
+
+
 class _Compiled(nn.Module):
-    """A compiled network; whether the compiler works shows when it is first used, and where it does not, the network is used."""
+    """A compiled network; whether the compiler works shows when it is first used, and where it does not, the network is used.
+
+    After a failure nothing more is compiled in this process.
+    """
+
+    broken: ClassVar[bool] = False
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -118,13 +145,28 @@ class _Compiled(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         """Return what the network does."""
+        return self._try(lambda compiled: compiled(*inputs), lambda: self.network(*inputs))
+
+    def warm_up(self, *inputs: Tensor) -> None:
+        """Go forward and back once; the way back is compiled at its first use too."""
+        self._try(lambda compiled: compiled(*inputs).backward(), lambda: None)
+        for weight in self.network.parameters():
+            weight.grad = None
+
+    def _try(self, work: Callable[[Callable[..., Any]], Any], otherwise: Callable[[], Any]) -> Any:
         if self.compiled is not None:
             try:
-                return self.compiled(*inputs)
+                return work(self.compiled)
             except torch.cuda.OutOfMemoryError:
                 raise
             except (RuntimeError, OSError, ImportError, SubprocessError) as error:
                 self.compiled = None
-                reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-                logger.info("torch.compile is left out: %s", reason)
-        return self.network(*inputs)
+                _leave_out(next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__))
+        return otherwise()
+
+
+def _leave_out(reason: str) -> None:
+    """Compile nothing more in this process, and say once why."""
+    if not _Compiled.broken:
+        logger.info("torch.compile is left out: %s", reason)
+    _Compiled.broken = True

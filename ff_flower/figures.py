@@ -40,10 +40,11 @@ def label_distribution_figure(counts: np.ndarray, classes: Sequence[str], path: 
     from matplotlib.figure import Figure
 
     nodes, num_classes = counts.shape
-    figure = Figure(figsize=(2 + 0.5 * num_classes, 1.5 + min(12.0, 0.3 * nodes)), layout="constrained")
+    size = 2 + min(40.0, 0.5 * num_classes), 1.5 + min(12.0, 0.3 * nodes)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(np.where(counts > 0, counts, np.nan), aspect="auto", cmap="viridis", vmin=0)
-    axes.set_xticks(range(num_classes), labels=[name[:16] for name in classes], rotation=60, ha="right")
+    axes.set_xticks(range(num_classes), labels=[name[:16] for name in classes], rotation=60, ha="right", parse_math=False)
     axes.set_xlabel("class")
     axes.set_ylabel("node")
     figure.colorbar(image, ax=axes, label="training images")

@@ -293,7 +293,7 @@ def read_tensors(data: bytes) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file; `VerificationError` (rule ``safetensors``) where it is none, or holds none."""
     try:
         tensors = dict(load_tensors(data))
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError, AssertionError) as error:
         raise VerificationError("safetensors", str(error)) from error
     if not tensors:
         raise VerificationError("safetensors", "the file holds no tensors; send what weights_file writes")

@@ -10,8 +10,8 @@ disk. Whoever can write to that disk can put anything here, so nothing is believ
 
 import os
 import re
+import secrets
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -52,9 +52,8 @@ class ModuleStore:
         unfinished = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".", suffix=".part", delete=False) as file:
-                unfinished = Path(file.name)
-                file.write(data)
+            unfinished = self.folder / f".{name}.{secrets.token_hex(4)}.part"
+            unfinished.write_bytes(data)  # readable for whom the folder's umask says: sites may be other users
             unfinished.replace(self._path(name))
         except OSError as error:
             if unfinished is not None:

@@ -1,7 +1,6 @@
 """What a node says of its work: value objects that cross the wire as JSON and are kept in the run directory."""
 
 import json
-import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
@@ -33,6 +32,7 @@ class Declined:
     reason: str
 
 
+LATEST = 1e11  # seconds since 1970: some three thousand years
 NO_IMAGES = Declined(-1, "the node holds no images")
 
 
@@ -214,15 +214,15 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def _whole(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{value!r} is not a count")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise ValueError(f"{value!r} is not a count below 2^63")
     return value
 
 
 def _interval(values: Any) -> Interval:
     began, ended = float(values["began"]), float(values["ended"])
-    if not (math.isfinite(began) and math.isfinite(ended)):
-        raise ValueError(f"{began} to {ended} is not a finite interval")
+    if not (0 <= began < LATEST and 0 <= ended < LATEST):
+        raise ValueError(f"{began} to {ended} are no seconds since 1970")
     return Interval(began, ended)
 
 

@@ -2,7 +2,7 @@
 
 ::
 
-    <out>/cache/                      partitions, samples, unfinished fits and locks, shared by all runs
+    <out>/cache/                      partitions, samples, unfinished fits, received modules and locks, shared by all runs
     <out>/latest                      link to the newest run
     <out>/<data>-<method>-<partition>-seed<seed>-<digest>/
         spec.json  environment.json   what was asked, and where it was made
@@ -18,6 +18,7 @@
 A stage is done when its receipt names the same inputs and every output still has the hash it had.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -34,6 +35,8 @@ from .environment import describe_environment
 from .errors import RunError
 
 FORMAT_VERSION = 1
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # what file systems without locks say
+RECEIVED = "received"  # folder of the cache: module files of a broadcast, while a node uses them
 
 
 def output_root(spec: RunSpec) -> Path:
@@ -121,27 +124,34 @@ class RunDirectory:
         except Timeout:
             raise RunError(f"{self.path}: another process is at work on this run; wait for its end, or stop it") from None
         except OSError as error:
-            raise RunError(
-                f"{path}: cannot be written ({error.strerror}); give the run's parent folder back its rights"
-            ) from error
+            if error.errno not in NO_LOCKS:
+                remedy = "free some space" if error.errno == errno.ENOSPC else "give the run's parent folder back its rights"
+                raise RunError(f"{path}: cannot be written ({error.strerror}); {remedy}") from error
+            lock = nullcontext()
         with lock:
+            self._receipts = self._read_receipts()  # another process may have been at work since this folder was opened
             yield
 
-    def write(self, name: str, data: bytes) -> Path:
-        """Write ``data`` to ``name``, whole or not at all."""
+    def write(self, name: str, data: bytes, *, durable: bool = False) -> Path:
+        """Write ``data`` to ``name``, whole or not at all; ``durable`` waits until a loss of power cannot undo it."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(path.name + ".part")
         try:
-            unfinished.write_bytes(data)
+            with unfinished.open("wb") as file:
+                file.write(data)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
         return path
 
-    def write_json(self, name: str, value: Any) -> Path:
+    def write_json(self, name: str, value: Any, *, durable: bool = False) -> Path:
         """Write ``value`` as indented JSON with sorted keys."""
-        return self.write(name, (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+        text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+        return self.write(name, text.encode(), durable=durable)
 
     def read_json(self, name: str) -> Any:
         """Read what `write_json` wrote."""
@@ -188,6 +198,11 @@ class RunDirectory:
         if gone:
             self._receipts = {stage: receipt for stage, receipt in self._receipts.items() if stage not in gone}
             self.write_json("receipts.json", self._receipts)
+
+    def withdraw_makers(self, outputs: Iterable[str]) -> None:
+        """Remove the receipts of the stages that made any of ``outputs``, named as in the receipts."""
+        names = set(outputs)
+        self.withdraw([stage for stage, receipt in self._receipts.items() if names & set(receipt["outputs"])])
 
     def seconds(self, stage: str) -> float:
         """Return what a finished stage cost."""

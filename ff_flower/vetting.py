@@ -60,8 +60,7 @@ def check_cost(manifest: ModuleManifest) -> None:
         raise VerificationError("architecture", str(error)) from error
     channels, height, width = manifest.image_shape
     if isinstance(spec, NetworkSpec):
-        grid = math.ceil(height / spec.patch) * math.ceil(width / spec.patch)
-        each = grid * spec.channels * (2 * spec.depth + 4)  # lower levels have twice the channels and a quarter of the grid
+        each = spec.activations(manifest.image_shape)
     else:
         components = min(int(manifest.spec.get("components", 0)), channels * height * width)
         each = max(components**2, channels * height * width)

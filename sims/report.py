@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ff_flower.errors import DataError
 
@@ -52,11 +53,11 @@ class TextTable:
 
     def rich(self) -> Table:
         """Return the table for a terminal."""
-        table = Table(title=self.title, title_justify="left")
+        table = Table(title=Text(self.title), title_justify="left")
         for column, name in enumerate(self.header):
             table.add_column(name, justify="left" if self.prose or not column else "right")
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*(Text(cell) for cell in row))  # some cells are texts of others: they are no markup
         return table
 
 
@@ -105,23 +106,25 @@ def _called(metrics: Metrics, gap: Mapping[str, Any]) -> str:
 
 
 def summarize(runs: Sequence[Metrics]) -> TextTable:
-    """Return means over seeds, grouped by data set, partition, method and result.
+    """Return means over seeds, grouped by data set, partition, method and result, and by settings where these differ.
 
     Parameters
     ----------
     runs : sequence of mapping
         Contents of ``metrics.json``; with several runs of a group the standard deviation (of the sample) is given too.
     """
-    groups: dict[tuple[str, str, str, str], list[tuple[Metrics, Metrics]]] = {}
+    groups: dict[tuple[str, ...], list[tuple[Metrics, Metrics]]] = {}
     for run in runs:
         for name, result in _in_order(run["results"]):
-            key = (str(run["dataset"]), str(run["partition"]), str(run["method"]), str(name))
+            key: tuple[str, ...] = (str(run["dataset"]), str(run["partition"]), str(run["method"]), str(name), _settings(run))
             groups.setdefault(key, []).append((run, result))
+    differ = len({key[:-1] for key in groups}) < len(groups)
     rows = []
     for key, members in groups.items():
         columns = zip(*(_measures(run, result) for run, result in members), strict=True)
-        rows.append((*key, str(len(members)), *(_mean_sd(column) for column in columns)))
-    header = ("data set", "partition", "method", "result", "runs", *_SUMMARY)
+        named = key if differ else key[:-1]
+        rows.append((*named, str(len(members)), *(_mean_sd(column) for column in columns)))
+    header = ("data set", "partition", "method", "result", *(("settings",) if differ else ()), "runs", *_SUMMARY)
     return TextTable("Mean ± standard deviation over runs", header, tuple(rows))
 
 
@@ -133,6 +136,11 @@ def show(tables: Iterable[TextTable], *, markdown: bool = False) -> None:
             print(table.markdown())
         else:
             console.print(table.rich(), highlight=False)
+
+
+def _settings(run: Metrics) -> str:
+    """Return the beginning of the digest of a run's settings but its seed; what it has forgotten is one of them."""
+    return str(run.get("settings_digest", ""))[:8]
 
 
 def _results(metrics: Metrics) -> TextTable:

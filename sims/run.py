@@ -16,10 +16,10 @@ import typer
 
 from ff_flower.config import RunSpec, from_run_config, unknown_name
 from ff_flower.errors import ConfigError, FederatedFactoryError
+from ff_flower.machine import usable_cores, visible_gpus
 
 from .defaults import check_keys, flatten
 from .processes.log_filter import LogFilter
-from .processes.machine import usable_cores, visible_gpus
 from .processes.session import FlowerSession
 from .report import Metrics, gaps, load_metrics, run_tables, show
 

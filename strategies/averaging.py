@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -97,9 +98,10 @@ def _check_update(content: RecordDict, sent: ArrayRecord) -> None:
         raise VerificationError("num-examples", f"{num_examples!r} is not a count")
     try:
         weights = {name: array.numpy() for name, array in content.array_records["arrays"].items()}
-    except (TypeError, ValueError) as error:
-        raise VerificationError("weights", str(error)) from error
-    if {name: array.shape for name, array in weights.items()} != {name: tuple(array.shape) for name, array in sent.items()}:
+    except (TypeError, ValueError, KeyError, EOFError, OSError, MemoryError, RuntimeError, BadZipFile) as error:
+        raise VerificationError("weights", f"they cannot be read ({error!r})") from error
+    shapes = {name: tuple(array.shape) for name, array in sent.items()}
+    if {name: getattr(array, "shape", None) for name, array in weights.items()} != shapes:
         raise VerificationError("weights", "their names or shapes are not those of the global classifier")
     if not all(array.dtype.kind == "f" and np.isfinite(array).all() for array in weights.values()):
         raise VerificationError("weights", "every weight must be a finite floating number; lower averaging.learning-rate")

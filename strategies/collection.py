@@ -69,7 +69,7 @@ class Collection:
         policy = SignaturePolicy.read(spec.trust.public_keys, spec.trust.require_signature)
         self.expectation = Expectation.of_run(spec, info, policy)
         self.registry = ModuleRegistry(directory.path / "modules", ModuleLimits.of_bytes(spec.trust.max_module_bytes))
-        self.registry.check_signatures(policy)
+        directory.withdraw_makers(f"modules/{name}" for name in self.registry.check_signatures(policy))
         self.reports: dict[int, FitReport] = {}
         self.refused: list[dict[str, object]] = []
         self.vetting_seconds = 0.0
@@ -111,9 +111,9 @@ class Collection:
         return []
 
     def modules_of(self, partition: int) -> list[RegisteredModule]:
-        """Return the registered modules that a node reported."""
+        """Return the registered modules that a node reported and that are its owner's."""
         named = set(self.reports[partition].modules.values()) if partition in self.reports else set()
-        return [module for module in self.registry if module.module_id in named]
+        return [one for one in self.registry if one.module_id in named and one.manifest.owner == self.owners[partition]]
 
     def give_up(self, partition: int) -> None:
         """Drop what came for a partition that two nodes claim, as if neither had replied: nobody can tell whose it is."""
@@ -135,7 +135,7 @@ class Collection:
 
     def withdraw_unreported(self) -> None:
         """Remove modules that an earlier, interrupted session left and no report names."""
-        named = {module_id for report in self.reports.values() for module_id in report.modules.values()}
+        named = {module.module_id for partition in self.reports for module in self.modules_of(partition)}
         for module in list(self.registry):
             if module.module_id not in named:
                 self.registry.remove(module.module_id)
@@ -152,11 +152,13 @@ class Collection:
         cache = SampleCache(cache_root(self.spec) / "samples")
         with torch_threads(self.spec.threads):
             refusals = Vetting(self.registry, self.spec.trust, self.spec.seed, cache, device).refusals()
-        owners = {module_id: p for p, report in self.reports.items() for module_id in report.modules.values()}
+        owners = {module.module_id: partition for partition in self.reports for module in self.modules_of(partition)}
         for refused, error in refusals.items():
-            data = self.registry.get(refused).read()
+            module = self.registry.get(refused)
+            data = module.read()
             self.registry.remove(refused)
             self._quarantine(data, error, owners[refused])
+            self.directory.withdraw_makers([f"modules/{module.path.name}"])
         self.vetting_seconds = time.monotonic() - began
 
     def check_enough(self, missing: Sequence[Failure]) -> None:

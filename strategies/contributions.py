@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ff_flower.metrics import Ledger
-from ff_flower.registry import ModuleRegistry
+from ff_flower.registry import RegisteredModule
 from ff_flower.reports import Answer, FitReport
 
 logger = logging.getLogger("flwr")
@@ -13,7 +13,7 @@ logger = logging.getLogger("flwr")
 
 def contributions(
     names: Sequence[str],
-    registry: ModuleRegistry,
+    modules: Mapping[int, Sequence[RegisteredModule]],
     reports: Mapping[int, FitReport],
     answers: Mapping[int, Answer],
     ledger: Ledger,
@@ -24,8 +24,8 @@ def contributions(
     ----------
     names : sequence of str
         Names of the sites by partition, empty where nodes have none.
-    registry : ModuleRegistry
-        The modules that the run uses.
+    modules : mapping from int to sequence of RegisteredModule
+        The nodes' modules that the run uses, by partition.
     reports : mapping from int to FitReport
         The nodes' accounts of their modules, by partition.
     answers : mapping from int to Answer
@@ -39,17 +39,16 @@ def contributions(
         ``partition``, ``name``, ``labels`` of its modules in use, ``images`` (as the node told them), ``images_shown`` in its
         fits, ``fit_seconds``, ``bytes_up``, ``bytes_down``, and the ``accuracy`` of its classifier, None without an answer.
     """
-    used = {module.module_id: module.manifest for module in registry}
     records = []
     for partition in sorted({*reports, *answers}):
         report, answer = reports.get(partition), answers.get(partition)
-        modules = [used[module_id] for module_id in (report.modules.values() if report else ()) if module_id in used]
+        manifests = [module.manifest for module in modules.get(partition, ())]
         record = {
             "partition": partition,
             "name": names[partition] if partition < len(names) else "",
-            "labels": sorted(manifest.label for manifest in modules),
+            "labels": sorted(manifest.label for manifest in manifests),
             "images": report.num_examples if report else 0,
-            "images_shown": sum(manifest.images_shown for manifest in modules),
+            "images_shown": sum(manifest.images_shown for manifest in manifests),
             "fit_seconds": round(report.work.ended - report.work.began, 2) if report else 0.0,
             "bytes_up": ledger.total("up", partition=partition),
             "bytes_down": ledger.total("down", partition=partition),

@@ -22,8 +22,8 @@ FORGET_SECONDS = 300.0  # deleting files is quick; a node that is busy for longe
 def tell_nodes(grid: Grid, spec: RunSpec, directory: RunDirectory, roll: Roll | None = None) -> None:
     """Tell the nodes what the run has forgotten, unless all of them have confirmed it already.
 
-    What they answer is kept for the certificate: ``modules`` that were named, the accounts ``confirmed`` by partition, and the
-    ``reasons`` of those that did not answer.
+    What they answer is kept for the certificate: ``modules`` that were named and who was ``excluded``, the accounts ``confirmed``
+    by partition, and the ``reasons`` of those that did not answer.
 
     Parameters
     ----------
@@ -41,8 +41,9 @@ def tell_nodes(grid: Grid, spec: RunSpec, directory: RunDirectory, roll: Roll | 
     RunError
         When fewer nodes are connected than take part.
     """
-    module_ids = list(Tombstone.read(directory.path).module_ids)
-    if not module_ids or _all_confirmed(spec, directory, module_ids):
+    tombstone = Tombstone.read(directory.path)
+    module_ids, excluded = list(tombstone.module_ids), str(tombstone.exclusion)
+    if not excluded or _all_confirmed(spec, directory, module_ids, excluded):
         return
     if roll is None:
         nodes = wait_for_nodes(grid, spec.num_clients, spec.connect_timeout, spare=len(spec.exclusion.owners))
@@ -51,7 +52,8 @@ def tell_nodes(grid: Grid, spec: RunSpec, directory: RunDirectory, roll: Roll | 
     content = forget_records(spec, module_ids, roll.federation if roll else None)
     messages = [Message(content, dst_node_id=node, message_type="query.forget") for node in nodes]
     replies = grid.send_and_receive(messages, timeout=min(spec.timeout, FORGET_SECONDS))
-    contents, failures = in_partition_order(replies, nodes, spec.num_clients)
+    known = {node: partition for partition, node in roll.nodes.items()} if roll else {}
+    contents, failures = in_partition_order(replies, nodes, spec.num_clients, known)
     confirmed, reasons = {}, [failure.reason for failure in failures]
     for partition, reply in contents.items():
         try:
@@ -67,11 +69,13 @@ def tell_nodes(grid: Grid, spec: RunSpec, directory: RunDirectory, roll: Roll | 
     )
     for reason in reasons:
         logger.warning("forget: a node did not confirm: %s", reason)
-    directory.write_json(CONFIRMATIONS, {"modules": module_ids, "confirmed": confirmed, "reasons": sorted(reasons)})
+    kept = {"modules": module_ids, "excluded": excluded, "confirmed": confirmed, "reasons": sorted(reasons)}
+    directory.write_json(CONFIRMATIONS, kept)
 
 
-def _all_confirmed(spec: RunSpec, directory: RunDirectory, module_ids: list[str]) -> bool:
+def _all_confirmed(spec: RunSpec, directory: RunDirectory, module_ids: list[str], excluded: str) -> bool:
     if not (directory.path / CONFIRMATIONS).exists():
         return False
     kept = directory.read_json(CONFIRMATIONS)
-    return bool(kept["modules"] == module_ids and set(participants(directory.path, spec)) <= set(kept["confirmed"]))
+    named = (kept["modules"], kept.get("excluded")) == (module_ids, excluded)
+    return named and set(participants(directory.path, spec)) <= set(kept["confirmed"])

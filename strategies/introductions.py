@@ -22,6 +22,7 @@ logger = logging.getLogger("flwr")
 
 KEPT = "sites.json"
 AGAIN_SECONDS = 10.0
+INTRODUCTION_SECONDS = 600.0  # to look through a site's folder; who is silent for longer holds the others up no more
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def _introduce(grid: Grid, spec: RunSpec, nodes: list[int]) -> dict[int, Introdu
     content = request_records(spec, ())
     messages = [Message(content, dst_node_id=node, message_type="query.introduce") for node in nodes]
     told: dict[int, Introduction | Failure] = dict.fromkeys(nodes, Failure(-1, "a node did not introduce itself in time"))
-    for reply in grid.send_and_receive(messages, timeout=spec.timeout):
+    for reply in grid.send_and_receive(messages, timeout=min(spec.timeout, max(spec.connect_timeout, INTRODUCTION_SECONDS))):
         node = reply.metadata.src_node_id
         if reply.has_error():
             told[node] = Failure(-1, f"a node cannot take part: {last_line(reply.error.reason or '')}")

@@ -56,6 +56,8 @@ class Outcome:
         Tells of the run while it runs.
     nodes : list of dict
         What each node contributed, see `contributions`.
+    unscored : bool
+        Whether classifiers wait for sites that score them.
     """
 
     spec: RunSpec
@@ -77,6 +79,12 @@ class Outcome:
     roll: Roll | None = None
     progress: Progress | None = None
     nodes: list[dict[str, Any]] = field(default_factory=list)
+    unscored: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is missing that another session could add."""
+        return not (self.missing or self.quarantined or self.unscored)
 
     def record(
         self, name: str, metrics: ClassificationMetrics | Mapping[str, Any], up: Sequence[str] = (), down: Sequence[str] = ()
@@ -108,6 +116,7 @@ class Outcome:
             "partition": spec.partition_name,
             "seed": spec.seed,
             "spec_digest": spec.digest(),
+            "settings_digest": spec.model_copy(update={"seed": 0}).digest(),
             "num_clients": spec.num_clients,
             "classes": list(self.info.classes),
             "sites": list(self.roll.federation.sites) if self.roll else [],

@@ -49,16 +49,21 @@ class Voters:
 def score_at_sites(grid: Grid | None, outcome: Outcome, waiting: Sequence[Voters]) -> None:
     """Let the sites that take part score the classifiers ``waiting``, and record their results.
 
-    Sites that are missing already are not waited for once more. A result tells by whom it was scored; without a grid, or where
-    no site answers, it has no scores.
+    Sites that are missing already are not waited for once more; one that does not score them is missing from then on, so that the
+    next session asks again. A result tells by whom it was scored; without a grid, or where no site answers, it has no scores.
     """
     if not waiting or outcome.roll is None:
         return
     tallies, failures = _ask(grid, outcome, outcome.roll, waiting) if grid else ({}, [])
     for failure in failures:
-        text = f"node {failure.partition} did not score the classifiers: {failure.reason}"
-        outcome.notes.append(text)
-        logger.warning(text)
+        logger.warning("node %d did not score the classifiers: %s", failure.partition, failure.reason)
+    silent = [Failure(failure.partition, f"it did not score the classifiers: {failure.reason}") for failure in failures]
+    outcome.missing = sorted([*outcome.missing, *silent], key=lambda failure: failure.partition)
+    if grid is None:
+        outcome.unscored = True
+        outcome.notes.append(
+            "the classifiers wait for the sites to score them: the next run of these settings in Flower asks them"
+        )
     num_classes = len(outcome.info.classes)
     for voters in waiting:
         counts = sum((tally[voters.name] for tally in tallies.values()), torch.zeros(num_classes, num_classes, dtype=torch.int64))

@@ -74,11 +74,12 @@ def _resume(grid: Grid | None, spec: RunSpec, directory: RunDirectory, splits: S
     if directory.is_done("run", spec.digest()):
         logger.info("every stage of this spec is done and verified; nothing to do")
         return directory
+    directory.withdraw(["run"])
     progress = Progress(directory)
     with progress.told():
         outcome = _make(grid, spec, directory, splits, progress)
         outcome.write(time.time() - began)
-        if not outcome.missing and not outcome.quarantined:
+        if outcome.whole:
             directory.finish("run", spec.digest(), directory.outputs(), time.time() - began)
     log_contributions(outcome.nodes, outcome.info.classes)
     return directory
@@ -158,7 +159,8 @@ def _conclude(
     consensus.conclude()
     score_at_sites(grid, outcome, consensus.waiting)
     names = outcome.roll.federation.sites if outcome.roll else ()
-    outcome.nodes = contributions(names, collection.registry, collection.reports, strategy.answers, outcome.ledger)
+    modules = {partition: collection.modules_of(partition) for partition in collection.reports}
+    outcome.nodes = contributions(names, modules, collection.reports, strategy.answers, outcome.ledger)
 
 
 METHODS: dict[str, Callable[[Grid, Splits, Outcome, torch.device], None]] = {

@@ -1,5 +1,6 @@
 """What a node may do to its replies and to module files, for the tests of faults and attacks."""
 
+import dataclasses
 import json
 import struct
 
@@ -7,7 +8,7 @@ from flwr.app import ConfigRecord, MetricRecord
 from local_grid import error_reply
 
 from ff_flower.messages import file_record, read_fit_reply
-from ff_flower.registry import decode_module, module_id
+from ff_flower.registry import decode_module, encode_module, module_id
 from ff_flower.reports import FitReport
 
 LIAR = 3
@@ -83,3 +84,14 @@ def renamed(report, datas):
     modules = {str(decode_module(data)[0].label): module_id(data) for data in datas}
     counts = {str(decode_module(data)[0].label): decode_module(data)[0].num_examples for data in datas}
     return FitReport(report.partition, counts, modules, (), report.work), {module_id(data): data for data in datas}
+
+
+def sold_twice(report, files):
+    """Send the weights of one module for both labels."""
+    (manifest, _), (other, state) = (decode_module(files[name]) for name in report.modules.values())
+    copy = encode_module(state, manifest)
+    names = {str(manifest.label): module_id(copy), str(other.label): report.modules[str(other.label)]}
+    return dataclasses.replace(report, modules=names), {
+        module_id(copy): copy,
+        names[str(other.label)]: files[names[str(other.label)]],
+    }

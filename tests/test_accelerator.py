@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ff_flower.accelerator import accelerate, low_precision, peak_memory, place, prepare, select_device
+from ff_flower import accelerator
+from ff_flower.accelerator import accelerate, compile_for_training, low_precision, peak_memory, place, prepare, select_device
 from ff_flower.config import RunSpec
 from ff_flower.errors import ConfigError
 
@@ -76,10 +77,11 @@ class _BrokenCompiler:
         raise self.error
 
 
-def _accelerated(monkeypatch: pytest.MonkeyPatch, compiler: _BrokenCompiler) -> tuple[nn.Module, nn.Module]:
+def _accelerated(monkeypatch: pytest.MonkeyPatch, compiler: Callable[..., Any]) -> tuple[nn.Module, nn.Module]:
     """Return a network, and what is made of it for a GPU; both stay on the CPU."""
     monkeypatch.setattr("torch.utils._triton.has_triton", lambda: True)
     monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr(accelerator._Compiled, "broken", False)
     network = nn.Linear(2, 3)
     return network, accelerate(network, torch.device("cuda"))
 
@@ -99,6 +101,60 @@ def test_without_a_compiler_a_network_computes_as_it_is(
     assert all(torch.equal(result, network(images)) for result in results)
     assert [record.getMessage() for record in caplog.records] == [f"torch.compile is left out: {str(error).splitlines()[0]}"]
     assert compiler.calls == 1
+
+
+def test_what_fails_once_is_not_tried_with_the_next_network(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a failure the process compiles nothing more, and says so once."""
+    compiler = _BrokenCompiler(RuntimeError("no compiler"))
+    _, accelerated = _accelerated(monkeypatch, compiler)
+    with caplog.at_level("INFO", logger="flwr"):
+        accelerated(torch.ones(4, 2))
+        other = nn.Linear(2, 3)
+        assert accelerate(other, torch.device("cuda")) is other
+    assert compiler.calls == 1 and len(caplog.records) == 1
+
+
+class _NoWayBack(torch.autograd.Function):
+    """Nothing on the way forward; fails on the way back, as a compiler that works there first."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Return ``x``."""
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Fail."""
+        raise RuntimeError("no kernel for the way back")
+
+
+def test_the_way_back_is_compiled_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails on the way back alone shows when both ways are compiled; then the network trains as it is, untouched."""
+
+    def compiled(network: nn.Module, dynamic: bool) -> Callable[..., Any]:
+        return lambda x: _NoWayBack.apply(network(x)).mean()
+
+    network, accelerated = _accelerated(monkeypatch, compiled)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    compile_for_training(accelerated, torch.ones(4, 2))
+    accelerated(torch.ones(4, 2)).sum().backward()
+    assert network.weight.grad is not None and torch.equal(network.weight.grad, torch.full((3, 2), 4.0))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_compiling_leaves_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After both ways were gone once, the weights have no gradients; a network that is not compiled is left alone."""
+    calls: list[Tensor] = []
+
+    def compiled(network: nn.Module, dynamic: bool) -> Callable[..., Any]:
+        return lambda x: calls.append(x) or network(x).mean()
+
+    network, accelerated = _accelerated(monkeypatch, compiled)
+    compile_for_training(accelerated, torch.ones(4, 2))
+    compile_for_training(network, torch.ones(4, 2))
+    assert len(calls) == 1 and all(weight.grad is None for weight in network.parameters())
 
 
 def test_a_full_gpu_is_no_fault_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

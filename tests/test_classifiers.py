@@ -234,6 +234,17 @@ def test_the_product_of_two_experts_by_hand() -> None:
     assert product.argmax(1).tolist() == [1, 2]
 
 
+@pytest.mark.parametrize("size", [torch.nan, torch.inf, 3e38])
+def test_an_expert_without_finite_logits_has_no_opinion(size: float) -> None:
+    """Beside experts whose logits are not finite the others choose the classes; beside absurd ones the product stays finite."""
+    one, strange = _random(6, 3), torch.full((6, 3), size)
+    strange[:, 0] *= -1
+    pooled = product_of_experts([one, strange, -strange])
+    assert torch.isfinite(pooled).all()
+    if not math.isfinite(size):
+        assert torch.equal(pooled.argmax(1), one.argmax(1))
+
+
 def test_experts_have_no_order() -> None:
     """The product is the same up to rounding in whatever order the experts come, also in half precision."""
     experts = [_random(5, 4, seed=seed).half() for seed in range(3)]

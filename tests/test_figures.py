@@ -40,6 +40,19 @@ def test_a_grid_shows_the_images_in_order(tmp_path: Path) -> None:
     assert (pixels[10:, 10:] == 255).all() and (pixels[0] == 255).all()
 
 
+def test_a_class_may_be_called_anything(tmp_path: Path) -> None:
+    """Names are drawn as they are: signs that mean something to the drawing library mean nothing in them."""
+    label_distribution_figure(np.eye(4, dtype=np.int64), [r"$\q$", "$", "a_b^c", "{"], tmp_path / "labels.png")
+    assert (tmp_path / "labels.png").stat().st_size > 0
+
+
+def test_many_classes_are_no_endless_picture(tmp_path: Path) -> None:
+    """However many classes there are, the picture is at most 42 inches wide."""
+    label_distribution_figure(np.ones((1, 500), dtype=np.int64), [str(label) for label in range(500)], tmp_path / "labels.png")
+    with Image.open(tmp_path / "labels.png") as picture:
+        assert picture.width == 4200
+
+
 @pytest.mark.parametrize(("nodes", "num_classes"), [(1, 2), (10, 10), (200, 3)])
 def test_a_label_distribution_is_a_picture(tmp_path: Path, nodes: int, num_classes: int) -> None:
     """The heat map is a PNG whose width grows with the classes and whose height grows with the nodes, up to a bound."""

@@ -1,5 +1,6 @@
 """Messages: every record survives the wire bit for bit, and a record that is not what it must be is refused."""
 
+import json
 import pickle
 import struct
 
@@ -181,3 +182,12 @@ def test_files_are_handed_over_without_a_copy():
     back = pickle.loads(text, buffers=buffers)["a"].data  # noqa: S301 - our own
     assert type(back) is bytes and back == data
     assert pickle.loads(pickle.dumps(record))["a"].data == data  # noqa: S301 - our own
+
+
+@pytest.mark.parametrize("dtype", ["F8_E8M0", "F4", "F6_E2M3", "X"])
+@pytest.mark.parametrize("shape", [[4], [0, 2**64 - 1], [2**40]])
+def test_tensors_that_torch_does_not_have_are_refused(dtype, shape):
+    """A file of types or shapes that cannot be read breaks the rule ``safetensors``, and nothing else happens."""
+    header = json.dumps({"w": {"dtype": dtype, "shape": shape, "data_offsets": [0, 4]}}).encode()
+    with pytest.raises(VerificationError, match=r"^safetensors: "):
+        messages.read_tensors(len(header).to_bytes(8, "little") + header + bytes(4))

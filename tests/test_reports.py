@@ -12,7 +12,7 @@ from ff_flower.errors import VerificationError
 from ff_flower.reports import Answer, Declined, Fallback, FitReport, Forgotten, Interval, busy_seconds
 
 SHARES = st.floats(0, 1)
-SECONDS = st.floats(allow_nan=False, allow_infinity=False)
+SECONDS = st.floats(0, 1e10)
 INTERVALS = st.builds(Interval, SECONDS, SECONDS)
 COUNTS = st.integers(0, 10**9)
 LABELS = st.integers(0, 1000).map(str)
@@ -159,3 +159,19 @@ def _paths(values, prefix=()):
     for key, value in items:
         yield (*prefix, key)
         yield from _paths(value, (*prefix, key))
+
+
+@pytest.mark.parametrize("count", [-1, 2**63, 10**4000, 1.0, True, "3", None])
+def test_a_count_is_a_number_that_can_be_written(count):
+    """Counts are whole numbers from 0 to 2^63 - 1: what is added up from them can be written as JSON."""
+    values = json.loads(FIT.to_json()) | {"peak_memory": count}
+    with pytest.raises(VerificationError, match="report: "):
+        FitReport.from_json(json.dumps(values))
+
+
+@pytest.mark.parametrize("second", [-1.0, 1e11, 1e308, -1e308, math.inf, math.nan])
+def test_an_interval_lies_in_our_time(second):
+    """Seconds are of this epoch, so that their differences are finite."""
+    for ends in ({"began": second, "ended": 2.0}, {"began": 1.0, "ended": second}):
+        with pytest.raises(VerificationError, match="report: "):
+            FitReport.from_json(json.dumps(json.loads(FIT.to_json()) | {"work": ends}))

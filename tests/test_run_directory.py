@@ -1,5 +1,6 @@
 """The run directory: its name says the spec, its files are whole, and its receipts hold exactly as long as they are true."""
 
+import errno
 import hashlib
 import json
 from contextlib import suppress
@@ -106,9 +107,27 @@ def test_a_file_system_without_locks_is_no_obstacle(directory, monkeypatch):
     monkeypatch.setattr("filelock.FileLock.acquire", raising(NotImplementedError("no flock")))
     with directory.alone():
         pass
-    monkeypatch.setattr("filelock.FileLock.acquire", raising(PermissionError(13, "Permission denied")))
-    with pytest.raises(RunError, match=r"\.lock: cannot be written \(Permission denied\)"):
-        directory.alone().__enter__()
+    monkeypatch.setattr("filelock.FileLock.acquire", raising(OSError(errno.ENOLCK, "No locks available")))
+    with directory.alone():
+        pass
+    for error, remedy in ((PermissionError(13, "No"), "rights"), (OSError(errno.ENOSPC, "No"), "free some space")):
+        monkeypatch.setattr("filelock.FileLock.acquire", raising(error))
+        with pytest.raises(RunError, match=rf"\.lock: cannot be written \(No\); .*{remedy}"):
+            directory.alone().__enter__()
+
+
+def test_who_works_alone_knows_what_was_done_before(directory):
+    """Receipts that another process wrote or withdrew while this one waited are seen once the directory is its own."""
+    other = RunDirectory(directory.path)
+    directory.finish("before", "x", [])
+    other.withdraw(["before"])
+    other.finish("meanwhile", "x", [directory.write("some", b"")])
+    with directory.alone():
+        assert set(directory.receipts()) == {"meanwhile"}
+    directory.withdraw_makers(["others"])
+    assert directory.is_done("meanwhile", "x")
+    directory.withdraw_makers(["others", "some"])
+    assert not directory.is_done("meanwhile", "x")
 
 
 @given(st.binary(max_size=1000))

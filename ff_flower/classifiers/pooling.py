@@ -1,5 +1,6 @@
 """What many make together: the product of experts, the images they agree on, a node's real images beside synthetic ones."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -7,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import ImageSet
+
+SURE = -1e6  # the logarithm of the smallest probability that an expert can give
 
 
 def product_of_experts(logits: Sequence[Tensor]) -> Tensor:
@@ -16,11 +19,14 @@ def product_of_experts(logits: Sequence[Tensor]) -> Tensor:
     ----------
     logits : sequence of Tensor
         One (n, K) tensor per expert. The mean of log-probabilities orders classes as their sum, the product, does, and its
-        scale does not grow with the number of experts.
+        scale does not grow with the number of experts. Where an expert's logits are not finite it has no opinion: every class is
+        as probable to it.
     """
     total = torch.zeros_like(logits[0], dtype=torch.float32)
     for expert in logits:
-        total += F.log_softmax(expert.float(), dim=1)
+        shares = F.log_softmax(expert.float(), dim=1)
+        sound = torch.isfinite(shares).all(dim=1, keepdim=True)
+        total += torch.where(sound, shares, -math.log(shares.shape[1])).clamp_min(SURE)
     return F.log_softmax(total / len(logits), dim=1)
 
 

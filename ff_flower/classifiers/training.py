@@ -103,8 +103,7 @@ def train(
     average, mixing = MovingAverage(network, schedule.ema), Mixing(spec, seed)
     random = generator(seed, "augment", device=device)
     chosen = AUGMENTATIONS[policy if spec.augment else "none"]
-    for index in batches(len(images), schedule, seed, weights):
-        index = index.to(device)
+    for index in batches(len(images), schedule, seed, weights, device):
         batch, share = mixing(augment(to_unit(images[index]), chosen, random))
         with low_precision(device):
             logits = network(batch)
@@ -154,8 +153,13 @@ class MovingAverage:
             weight.copy_(average)
 
 
-def batches(num_images: int, schedule: Schedule, seed: int, weights: Tensor | None = None) -> Iterator[Tensor]:
-    """Yield ``schedule.steps`` batches of indices: epochs of random permutations, or draws by ``weights``."""
+def batches(
+    num_images: int, schedule: Schedule, seed: int, weights: Tensor | None = None, device: torch.device | str = "cpu"
+) -> Iterator[Tensor]:
+    """Yield ``schedule.steps`` batches of indices: epochs of random permutations, or draws by ``weights``.
+
+    They are drawn on the CPU, and moved to the ``device`` all at once: a copy per step would wait for a GPU.
+    """
     random = generator(seed, "batches")
     wanted = schedule.steps * schedule.batch_size
     if weights is None:
@@ -163,7 +167,7 @@ def batches(num_images: int, schedule: Schedule, seed: int, weights: Tensor | No
         order = torch.cat([torch.randperm(num_images, generator=random) for _ in range(epochs)])[:wanted]
     else:
         order = torch.multinomial(weights, wanted, replacement=True, generator=random)
-    yield from torch.split(order, schedule.batch_size)
+    yield from torch.split(order.to(device), schedule.batch_size)
 
 
 @torch.inference_mode()

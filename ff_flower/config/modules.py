@@ -1,5 +1,6 @@
 """Specs of the generative modules: the sizes of networks, and each kind's training and sampling."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
@@ -122,6 +123,11 @@ class NetworkSpec(TrainingSpec):
                 "patch": self.patch or patch,
             }
         )
+
+    def activations(self, image_shape: ImageShape) -> int:
+        """Return about how many numbers the network holds at a time for one image, once it is `resolved`."""
+        grid = math.ceil(image_shape[1] / self.patch) * math.ceil(image_shape[2] / self.patch)
+        return grid * self.channels * (2 * self.depth + 4)  # lower levels have twice the channels and a quarter of the grid
 
 
 class UNetSpec(NetworkSpec):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..config import ImageShape, KindSpec
+from ..config.modules import NetworkSpec
 from ..data.transforms import to_uint8
 from ..errors import ModuleError, NotFittedError
 
@@ -22,6 +23,8 @@ Progress = Callable[[int, float, float], None]
 Check = Callable[[Tensor], None]
 
 BLOCK = 64
+GPU_BLOCKS = 8
+GPU_NUMBERS = 2**30  # held at a time: 4 GiB of float32
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,8 @@ class GenerativeModule(ABC, Generic[SpecT]):
             Before ``fit`` or ``restore``.
         """
         self.state()
-        first, stop = start // BLOCK, -(-(start + n) // BLOCK)
+        # Batches begin at their multiples: a sample has the same place in its batch whatever was asked for.
+        first, stop = start // (BLOCK * self.batch_blocks) * self.batch_blocks, -(-(start + n) // BLOCK)
         for _ in range(first):
             self._noise(generator)
         parts = []
@@ -173,6 +177,14 @@ class GenerativeModule(ABC, Generic[SpecT]):
             drawn = [self._noise(generator) for _ in range(min(self.batch_blocks, blocks - begin))]
             filling = [torch.zeros_like(drawn[0])] * (self.batch_blocks - len(drawn))
             yield torch.cat(drawn + filling)
+
+
+def blocks_at_once(spec: NetworkSpec, image_shape: ImageShape, device: torch.device) -> int:
+    """Return how many blocks a network samples in one batch: one on a CPU, up to 8 on a GPU, as its memory allows."""
+    if device.type != "cuda":
+        return 1
+    most = max(1, min(GPU_BLOCKS, GPU_NUMBERS // (BLOCK * spec.activations(image_shape))))
+    return 1 << (most.bit_length() - 1)
 
 
 def check_state(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], kind: str) -> None:

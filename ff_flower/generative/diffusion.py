@@ -13,7 +13,7 @@ from ..config import ImageShape, UNetSpec
 from ..data.transforms import AugmentationPolicy, augment, to_unit
 from ..seeding import derive_seed, generator, seeded
 from .augmentation import CONDITIONS, augment_and_tell
-from .base import FitOptions, GenerativeModule, check_state, not_fitted
+from .base import FitOptions, GenerativeModule, blocks_at_once, check_state, not_fitted
 from .gaussian_prior import GaussianPrior
 from .training import Objective, Training, split_holdout
 from .unet import UNet
@@ -106,7 +106,7 @@ class DiffusionModule(GenerativeModule[UNetSpecT]):
 
     def __init__(self, spec: UNetSpecT, image_shape: ImageShape, device: torch.device | str = "cpu") -> None:
         super().__init__(spec, image_shape, device)
-        self.batch_blocks = 8 if self.device.type == "cuda" else 1
+        self.batch_blocks = blocks_at_once(self.spec, image_shape, self.device)
         self._network: StandardizedModel | None = None
         self._evaluate: nn.Module | None = None
 

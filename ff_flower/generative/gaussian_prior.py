@@ -67,7 +67,7 @@ class GaussianPrior(nn.Module):
 
         centre = _rounded(rows.mean(0))
         scale = _rounded((rows - centre).square().mean().sqrt().clamp_min(0.05))
-        standard = ((rows - centre) / scale)[:ROWS]
+        standard = (rows[:ROWS] - centre) / scale
         rank = min(rank, len(standard) - 1, standard.shape[1] - 1)
         if rank < 1:
             return cls.isotropic(rows.shape[1]), centre, scale

@@ -17,7 +17,7 @@ from ..config import ImageShape, VAESpec
 from ..data.transforms import augment, to_unit
 from ..seeding import derive_seed, generator, seeded
 from .autoencoder import Decoder, Encoder, begin
-from .base import FitOptions, GenerativeModule, check_state, not_fitted
+from .base import FitOptions, GenerativeModule, blocks_at_once, check_state, not_fitted
 from .diffusion import shuffled_copies, symmetry_policy
 from .gaussian_prior import SMALLEST, GaussianPrior
 from .mixture import GaussianMixtureDensity
@@ -102,7 +102,7 @@ class VAEModule(GenerativeModule[VAESpec]):
 
     def __init__(self, spec: VAESpec, image_shape: ImageShape, device: torch.device | str = "cpu") -> None:
         super().__init__(spec, image_shape, device)
-        self.batch_blocks = 8 if self.device.type == "cuda" else 1
+        self.batch_blocks = blocks_at_once(self.spec, image_shape, self.device)
         self._sampler: LatentSampler | None = None
         self._decode: nn.Module | None = None
 

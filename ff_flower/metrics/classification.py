@@ -44,12 +44,16 @@ class ClassificationMetrics:
 
 
 def classification_metrics(logits: Tensor, labels: Tensor) -> ClassificationMetrics:
-    """Score (n, K) logits or log-probabilities against (n,) labels."""
+    """Score (n, K) logits or log-probabilities against (n,) labels.
+
+    Where they are not finite, every class counts as equally probable.
+    """
     from sklearn.metrics import f1_score, recall_score, roc_auc_score
 
     num_classes = logits.shape[1]
-    probabilities = torch.softmax(logits.double(), dim=1).numpy()
-    truth, predicted = labels.numpy(), logits.argmax(dim=1).numpy()
+    shares = torch.softmax(logits.double(), dim=1)
+    shares = torch.where(torch.isfinite(shares).all(dim=1, keepdim=True), shares, 1 / num_classes)
+    probabilities, truth, predicted = shares.numpy(), labels.numpy(), logits.argmax(dim=1).numpy()
     present = np.unique(truth)
     auroc = float("nan")
     if len(present) > 1:

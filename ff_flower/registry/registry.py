@@ -132,14 +132,23 @@ class ModuleRegistry:
             _write_whole(module.signature_path, signature)
         return module
 
-    def check_signatures(self, policy: SignaturePolicy) -> None:
-        """Set aside every module whose kept signature breaks ``policy``, as when a key was withdrawn since it was added."""
+    def check_signatures(self, policy: SignaturePolicy) -> list[str]:
+        """Set aside every module whose kept signature breaks ``policy``, as when a key was withdrawn since it was added.
+
+        Returns
+        -------
+        list of str
+            The file names of these modules.
+        """
+        refused = []
         for module in list(self):
             try:
                 policy.check(module.manifest.owner, module.module_id, module.signature())
             except VerificationError as error:
                 self.quarantine(module.read(), error, source=module.path.name)
                 self.remove(module.module_id)
+                refused.append(module.path.name)
+        return refused
 
     def files(self) -> Mapping[str, bytes]:
         """Return the module files by module_id, in the modules' order, each read when it is asked for."""

@@ -89,7 +89,9 @@ class Certificate:
             "removed": entry.removed,
             "still_there": [name for name in entry.removed if name.startswith("modules/") and self._exists(name)],
             "untouched": {name: digest for name, digest in before["stays"].items() if kept[name] == digest},
-            "amended": sorted(name for name, digest in before["stays"].items() if kept[name] != digest),
+            "amended": sorted(
+                name for name, digest in before["stays"].items() if kept[name] != digest and name not in self._removed_later()
+            ),
             "rebuild": {"done": self.rebuilt, "error": self.error, "files": rebuilt},
             "proof": self._proof(after, rebuilt),
             "classes": (classes := _classes(entry, registry)),
@@ -120,7 +122,7 @@ class Certificate:
         }
 
     def _proof(self, after: list[str], rebuilt: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        gone, before = set(self.entry.modules), self.entry.before["order"]
+        gone, before = {name for entry in self._entries_since() for name in entry.modules}, self.entry.before["order"]
         compared = self.proof.compared
         scratch = {
             "equal": all(one.equal for one in compared),
@@ -135,6 +137,13 @@ class Certificate:
             "generative_modules_fitted": len(set(after) - set(before)),
             "from_scratch": scratch if compared else None,
         }
+
+    def _entries_since(self) -> tuple[Entry, ...]:
+        """Return this request and those that came before its certificate was written: the run is without all of them by now."""
+        return self.tombstone.entries[self.number - 1 :]
+
+    def _removed_later(self) -> set[str]:
+        return {name for entry in self._entries_since()[1:] for name in entry.removed}
 
     def _scores_after(self) -> Mapping[str, Any]:
         results: Mapping[str, Any] = self.directory.read_json("metrics.json")["results"] if self.rebuilt else {}

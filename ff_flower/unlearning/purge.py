@@ -9,7 +9,7 @@ from ..errors import RunError, VerificationError
 from ..module_store import ModuleStore
 from ..registry import ModuleRegistry, Refusal, decode_module
 from ..reports import FitReport
-from ..run_directory import RunDirectory, cache_root
+from ..run_directory import RECEIVED, RunDirectory, cache_root
 from ..synthesis import SampleCache
 from .owners import drop_introductions, owner_names, participants
 from .tombstone import Tombstone
@@ -60,22 +60,24 @@ def traces(run: Path, caches: Iterable[Path], exclusion: Exclusion, module_ids: 
     dict from str to Path
         By the file's name in the run directory, or ``cache/...``.
     """
-    files = [path for path in _files(run / "modules") if path.name.partition(".")[0] in module_ids]
-    files += _quarantined(run, exclusion, module_ids)
+    files = [path for path in _files(run / "modules") if _digest(path) in module_ids]
+    refused = _quarantined(run, exclusion, module_ids)
+    # Vetting draws samples of what it then refuses. A copy of somebody else's module leaves that one's samples alone.
+    drawn = {*module_ids} | {_digest(path) for path in refused if not (run / "modules" / f"{_digest(path)}.safetensors").exists()}
+    files += refused
     names = owner_names(run)
     for node in sorted((run / "nodes").glob("*")):
         gone = names.get(node.name, node.name) in exclusion.owners
         files += [path for path in _files(node) if path.name != "fit.json" or gone]
     files += _files(run / "classifiers")
     files += [run / name for name in _RECORDS if (run / name).exists()]
-    found = {path.relative_to(run).as_posix(): path for path in files}
-    for cache in caches:
-        copies = [*_fits(cache, exclusion)]
-        copies += [path for module_id in sorted(module_ids) for path in _files(cache / "samples" / module_id)]
-        copies += [path for path in _files(cache / "modules") if path.stem in module_ids]
-        copies += [path for path in _files(cache / "modules") if path.stem in module_ids]
+    found: dict[str, Path] = {}
+    for cache in caches:  # first, since quarantine tells what of them is to go
+        copies = [*_fits(cache, exclusion), *_received(cache, drawn)]
+        copies += [path for module_id in sorted(drawn) for path in _files(cache / "samples" / module_id)]
+        copies += [path for path in _files(cache / "modules") if _digest(path) in drawn]
         found |= {f"cache/{path.relative_to(cache).as_posix()}": path for path in copies}
-    return found
+    return found | {path.relative_to(run).as_posix(): path for path in files}
 
 
 def drop_copies(cache: Path, exclusion: Exclusion, module_ids: Collection[str]) -> tuple[dict[str, int], int]:
@@ -91,7 +93,7 @@ def drop_copies(cache: Path, exclusion: Exclusion, module_ids: Collection[str]) 
         SampleCache(cache / "samples").remove(module_id)
         ModuleStore(cache / "modules").remove(module_id)
     fits = _fits(cache, exclusion)
-    for path in fits:
+    for path in (*fits, *_received(cache, module_ids)):
         path.unlink(missing_ok=True)
     return samples, len(fits)
 
@@ -143,9 +145,10 @@ def _quarantined(run: Path, exclusion: Exclusion, module_ids: Collection[str]) -
     for refusal in ModuleRegistry(run / "modules").quarantined():
         sender = refusal.source.removeprefix("node ")
         copied = refusal.sha256 in module_ids or sender.partition(".")[0] in module_ids
-        if copied or _concerns(refusal, names.get(sender, sender), folder, exclusion):
+        near = any(f"module {module_id[:12]} " in refusal.detail for module_id in module_ids)  # so vetting names the original
+        if copied or near or _concerns(refusal, names.get(sender, sender), folder, exclusion):
             stems.add(refusal.sha256)
-    return [path for path in _files(folder) if path.name.partition(".")[0] in stems]
+    return [path for path in _files(folder) if _digest(path) in stems]
 
 
 def _concerns(refusal: Refusal, owner: str, folder: Path, exclusion: Exclusion) -> bool:
@@ -170,6 +173,16 @@ def _fits(cache: Path, exclusion: Exclusion) -> list[Path]:
         if label.isdigit() and exclusion.covers(owner, int(label)):
             found.append(path)
     return found
+
+
+def _received(cache: Path, module_ids: Collection[str]) -> list[Path]:
+    """Return module files of a broadcast that a node was about to use when it was killed; else they go with their folder."""
+    return [path for path in _files(cache / RECEIVED) if _digest(path) in module_ids]
+
+
+def _digest(path: Path) -> str:
+    """Return the digest by which a file is named, also where it was not written to its end."""
+    return path.name.removeprefix(".").partition(".")[0]
 
 
 def _files(folder: Path) -> list[Path]:

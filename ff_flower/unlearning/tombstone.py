@@ -120,7 +120,8 @@ class Tombstone:
             Where the directory cannot be written.
         """
         try:
-            directory.write_json(FILE, {"format_version": FORMAT_VERSION, "entries": [asdict(entry) for entry in self.entries]})
+            values = {"format_version": FORMAT_VERSION, "entries": [asdict(entry) for entry in self.entries]}
+            directory.write_json(FILE, values, durable=True)
         except OSError as error:
             raise RunError(
                 f"{directory.path / FILE}: cannot be written ({error.strerror}), so nothing was forgotten and nothing changed; "

@@ -148,7 +148,7 @@ def check_quarantine(run: RunContents) -> Iterator[Finding]:
 def check_forgotten(run: RunContents) -> Iterator[Finding]:
     """Look for anything that is left of forgotten modules and owners."""
     for digest in run.tombstone.module_ids:
-        for path in sorted((run.path / "modules").rglob(f"{digest}.*")):
+        for path in sorted((run.path / "modules").rglob(f"*{digest}.*")):
             yield Finding(path.relative_to(run.path).as_posix(), "forgotten", "it is of a forgotten module; forget it again")
     for partition, owner in enumerate(run.owners):
         if run.tombstone.entries and owner in run.tombstone.exclusion.owners and (run.path / "nodes" / str(partition)).exists():

@@ -1,6 +1,5 @@
 """The commands of ``python -m sims.benchmark``."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +7,7 @@ import typer
 
 from ff_flower.errors import FederatedFactoryError
 from ff_flower.generative import KINDS
+from ff_flower.machine import usable_cores
 
 from ..run import PARTIAL, refusing, resolve_spec
 from . import curve as curves
@@ -56,7 +56,8 @@ def modules(
         rows = throughput.loads(
             one_of(kinds, list(KINDS), "kind"), chosen, batch=batch, seconds=length, repeats=times, threads=threads, device=device
         )
-        finish(throughput.measure_modules(rows, workers=not quick), write, out, markdown)
+        found = throughput.measure_modules(rows, not quick, lambda row: keep(row, write, out))
+        finish(found, write, out, markdown)
 
 
 @app.command()
@@ -219,7 +220,7 @@ def _device(name: str) -> str:
 
 
 def _width(quick: bool) -> int:
-    return 0 if quick or _device("auto") == "cuda" else os.cpu_count() or 1
+    return 0 if quick or _device("auto") == "cuda" else usable_cores()
 
 
 def _quick(quick: bool) -> list[str]:

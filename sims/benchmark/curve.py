@@ -1,6 +1,5 @@
 """``curve``: downstream accuracy against total seconds, each point a whole run in Flower with settings made for its budget."""
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from ff_flower.config import RunSpec, Scalar, TrainingSpec
 from ff_flower.data import load_splits
 from ff_flower.errors import RunError
 from ff_flower.generative import BLOCK, build_module
+from ff_flower.machine import usable_cores
 from ff_flower.seeding import generator
 
 from ..processes.session import FlowerSession
@@ -114,7 +114,8 @@ def plan(spec: RunSpec, budget: float, rates: Rates) -> RunSpec:
 
 def measure_rates(spec: RunSpec, repeats: int = 3) -> Rates:
     """Time a block of samples and some steps of the classifier; this is planning, and not counted in a budget."""
-    device, cores, splits = select_device(spec.device), os.cpu_count() or 1, load_splits(spec.data, spec.seed)
+    device, cores, splits = select_device(spec.device), usable_cores(), load_splits(spec.data, spec.seed)
+    cores = 1 if device.type == "cuda" else cores  # nodes share one GPU: two at once take twice as long
     shape = splits.info.shape
     threads = torch.get_num_threads()
     try:

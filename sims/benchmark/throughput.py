@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,6 +13,7 @@ from ff_flower.config import ImageShape, ModuleSpec, RunSpec, Scalar, TrainingSp
 from ff_flower.generative import BLOCK, FitOptions, build_module
 from ff_flower.seeding import generator
 
+from .options import tell
 from .pipeline import Workers, changed, median_seconds, module_file, random_images
 from .results import Results, Row, significant
 
@@ -65,10 +67,23 @@ def loads(kinds: list[str], sizes: list[str], **common: int | float | str) -> li
     return [Load(kind, size, SHAPES[size], **common) for kind in kinds for size in sizes]  # type: ignore[arg-type]
 
 
-def measure_modules(rows: list[Load], workers: bool) -> Results:
-    """Measure one row after the other, with ``workers`` each in a process of its own, so that its memory is its own too."""
+def measure_modules(rows: list[Load], workers: bool, keep: Callable[[Results], None]) -> Results:
+    """Measure one row after the other, with ``workers`` each in a process of its own, so that its memory is its own too.
+
+    ``keep`` is given each row as soon as it is measured. What does not fit into a GPU is told, and left out.
+    """
+    found: list[Row] = []
     with Workers(int(workers), fresh=True) as one:
-        return RESULTS.joined(row for load in rows for row in one.map(measure_load, [(load,)]))
+        for load in rows:
+            try:
+                found += one.map(measure_load, [(load,)])
+            except torch.cuda.OutOfMemoryError as error:
+                tell(
+                    f"{load.kind}, {load.size}, batches of {load.batch}: {str(error).splitlines()[0]}; try a smaller --batch-size"
+                )
+                continue
+            keep(RESULTS.joined(found[-1:]))
+    return RESULTS.joined(found)
 
 
 def measure_load(load: Load) -> Row:

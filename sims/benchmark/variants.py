@@ -18,7 +18,10 @@ class _FullPrecision(DiffusionModule[Any]):
 
     def _generate(self, noise: Tensor) -> Tensor:
         assert self._network is not None
-        return self._network.images(self._integrate(self._network.model, self._network.model.prior, noise))
+        cudnn = torch.backends.cudnn
+        settings = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
+        with cudnn.flags(**settings, allow_tf32=False):
+            return self._network.images(self._integrate(self._network.model, self._network.model.prior, noise))
 
 
 class FullPrecisionEDM(_FullPrecision, EDMModule):

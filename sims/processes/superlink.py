@@ -257,7 +257,10 @@ class PrivateSuperLink:
 
 def _environment(home: Path) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    return {**os.environ, **_ENVIRONMENT, "PATH": path, "FLWR_HOME": str(home), "RAY_TMPDIR": str(home), "TMPDIR": str(home)}
+    places = {"PATH": path, "FLWR_HOME": str(home), "RAY_TMPDIR": str(home), "TMPDIR": str(home)}
+    lasting = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ff-flower"
+    # What torch.compile made for a GPU would go with the session, from TMPDIR; it serves the next one too.
+    return {"TORCHINDUCTOR_CACHE_DIR": str(lasting / "inductor"), **os.environ, **_ENVIRONMENT, **places}
 
 
 def free_port() -> int:

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from flwr.app import ArrayRecord
 from local_grid import LocalGrid, tiny
-from tampering import with_files
+from tampering import sold_twice, with_files
 
 from clients.client_app import app
 from ff_flower.messages import file_record
@@ -23,17 +23,6 @@ def first_replaced(make):
         return dataclasses.replace(report, modules=report.modules | {label: module_id(data)}), {module_id(data): data, **kept}
 
     return edit
-
-
-def sold_twice(report, files):
-    """Send the weights of one module for both labels."""
-    (manifest, _), (other, state) = (decode_module(files[name]) for name in report.modules.values())
-    copy = encode_module(state, manifest)
-    names = {str(manifest.label): module_id(copy), str(other.label): report.modules[str(other.label)]}
-    return dataclasses.replace(report, modules=names), {
-        module_id(copy): copy,
-        names[str(other.label)]: files[names[str(other.label)]],
-    }
 
 
 def constant(manifest, state):

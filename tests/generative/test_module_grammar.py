@@ -14,6 +14,7 @@ from ff_flower.errors import ConfigError, ModuleError, NotFittedError
 from ff_flower.generative import BLOCK, KINDS, FitOptions, GenerativeModule, build_module, restore_module
 from ff_flower.generative.training import split_holdout
 from ff_flower.registry import ModuleManifest, decode_module, encode_module
+from ff_flower.seeding import generator
 
 SHAPE = (1, 8, 8)
 TINY: dict[str, dict[str, Any]] = {
@@ -96,6 +97,14 @@ def test_a_sample_does_not_depend_on_what_else_is_asked(fitted: GenerativeModule
     """Sample k is the same bit for bit, however many samples are drawn and wherever the drawing begins."""
     whole = fitted.sample(150, _stream())
     assert torch.equal(fitted.sample(n, _stream(), start), whole[start : start + n])
+
+
+def test_a_sample_keeps_its_place_in_its_batch(fitted: GenerativeModule[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where four blocks are sampled at once, samples of a later block come from the same batch as in a longer request."""
+    monkeypatch.setattr(fitted, "batch_blocks", 4)
+    whole = fitted.sample(5 * BLOCK, generator(3))
+    for start in (0, 1, BLOCK, 3 * BLOCK + 5, 4 * BLOCK + 1):
+        assert torch.equal(fitted.sample(7, generator(3), start), whole[start : start + 7])
 
 
 def test_another_stream_gives_other_samples(fitted: GenerativeModule[Any]) -> None:

@@ -9,6 +9,7 @@ import torch
 from ff_flower.config import SIZES, EDMSpec, FlowSpec, ImageShape, UNetSpec
 from ff_flower.errors import ConfigError
 from ff_flower.generative import EDMModule, FlowModule
+from ff_flower.generative.base import blocks_at_once
 from ff_flower.generative.gaussian_prior import GaussianPrior
 
 SPECS = [EDMSpec, FlowSpec]
@@ -90,3 +91,14 @@ def test_modules_are_small(kind: type[UNetSpec], size: str, side: int, megabytes
     """In half precision a module of colour images is at most 0.5 MB in size tiny, 2 MB in small, and 10 MB in base."""
     weight = sum(2 * tensor.numel() for tensor in _state(kind, size, (3, side, side)).values())
     assert 0.1 * megabytes * 1e6 < weight < megabytes * 1e6
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "side", "patch", "blocks"), [("base", 0, 28, 0, 8), ("large", 0, 128, 0, 8), ("base", 512, 64, 1, 1)]
+)
+def test_a_gpu_samples_as_many_blocks_as_its_memory_takes(size: str, channels: int, side: int, patch: int, blocks: int) -> None:
+    """Common networks sample 8 blocks at once on a GPU; what holds too many numbers for that takes fewer, a CPU always one."""
+    shape = (3, side, side)
+    spec = EDMSpec(size=size, channels=channels, patch=patch).resolved(shape)
+    assert blocks_at_once(spec, shape, torch.device("cuda")) == blocks
+    assert blocks_at_once(spec, shape, torch.device("cpu")) == 1

@@ -293,3 +293,15 @@ def test_equal_seeds_give_equal_fits() -> None:
     assert _bytes(_train()[1]) == first
     other = Training(Brightness(), _images(1.0), NONE, SPEC, 8, FitOptions()).run()
     assert _bytes(other) != first
+
+
+def test_the_clock_of_a_fit_starts_after_its_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compilation that takes longer than the whole budget of seconds takes no step away, and changes no chance."""
+    options = {"spec": SPEC.model_copy(update={"steps": 1_000_000}), "max_seconds": 50.0}
+    monkeypatch.setattr(training, "time", Clock())
+    quick, _ = _train(**options)
+    clock = Clock()
+    monkeypatch.setattr(training, "time", clock)
+    monkeypatch.setattr(training, "compile_for_training", lambda loss, *inputs: [clock.monotonic() for _ in range(1000)])
+    slow, _ = _train(**options)
+    assert slow.step == quick.step and _bytes(slow.objective) == _bytes(quick.objective)

@@ -98,3 +98,12 @@ def test_the_mean_of_two_classifiers_by_hand() -> None:
     assert means.pop("per_class_recall") == [pytest.approx(0.75), None]
     assert means == pytest.approx({"accuracy": 0.6, "accuracy_std": 0.1, "auroc": 0.7, "macro_f1": 0.3})
     assert mean_metrics([ClassificationMetrics(1.0, float("nan"), 1.0, (1.0,))])["auroc"] is None
+
+
+def test_no_number_is_no_opinion() -> None:
+    """Rows that are not finite count as equal probabilities: alone they rank nothing, and they end nothing."""
+    labels, nothing = torch.tensor([0, 1, 0, 1]), torch.full((4, 2), torch.nan)
+    assert classification_metrics(nothing, labels).auroc == 0.5
+    logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [torch.inf, 0.0], [torch.nan, 0.0]])
+    equal = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 0.0], [0.0, 0.0]])
+    assert classification_metrics(logits, labels).auroc == classification_metrics(equal, labels).auroc

@@ -166,3 +166,20 @@ def test_not_a_number_is_left_out_of_means():
     """A value that is not a number does not spoil the mean of the others."""
     spoilt = metrics(seed=1, accuracy=math.nan)
     assert summarize([metrics(), spoilt]).rows[1][5] == "90"
+
+
+def test_cells_are_no_markup(capsys):
+    """What others wrote is shown as it is, whatever brackets it holds."""
+    show([TextTable("a [table]", ("what", "why"), (("node 1", "[/] [red]failed[/red] [other]"),), prose=True)])
+    shown = capsys.readouterr().out
+    assert "[/] [red]failed[/red] [other]" in shown and "a [table]" in shown
+
+
+def test_runs_of_other_settings_are_not_averaged():
+    """Runs that differ by more than their seed stand in rows of their own, told apart by their settings."""
+    runs = [metrics(settings_digest=digest * 8, seed=seed) for digest in ("aa", "bb") for seed in (0, 1)]
+    summary = summarize(runs)
+    place = summary.header.index("settings")
+    assert {row[place] for row in summary.rows} == {"aaaaaaaa", "bbbbbbbb"}
+    assert {row[place + 1] for row in summary.rows} == {"2"}
+    assert "settings" not in summarize(runs[:2]).header

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from ff_flower import machine
 from ff_flower.config import RunSpec
 from ff_flower.errors import ConfigError
 from ff_flower.run_directory import output_root
 from sims import run as main_job
 from sims.cli import app
-from sims.processes import machine
 from sims.run import APP, FAILED, PARTIAL, REFUSED, Finished, Resources, presets, resolve_spec
 
 

@@ -42,6 +42,15 @@ def carrying(record, files):
     return change
 
 
+def answer_of(**values):
+    """Return a change of an answer."""
+    return lambda reply: report_of(json.dumps(json.loads(reply.content["report"]["json"]) | values))(reply)
+
+
+_HEADER = json.dumps({"w": {"dtype": "F8_E8M0", "shape": [4], "data_offsets": [0, 4]}}).encode()
+UNKNOWN_TYPE = len(_HEADER).to_bytes(8, "little") + _HEADER + bytes(4)
+
+
 ANSWER_FAULTS = {
     "raises": (failing, "MemoryError: no memory left"),
     "is silent": (lost, "no reply in time"),
@@ -53,6 +62,8 @@ ANSWER_FAULTS = {
     "keeps its logits back": (carrying("logits", None), "report: an answer came with files ['weights']"),
     "sends a path": (carrying("logits", {"../../../escaped": b""}), "report: an answer came with files ['../../../escaped'"),
     "sends no tensors": (carrying("weights", {"weights": b"garbage"}), "safetensors:"),
+    "sends numbers of an unknown type": (carrying("weights", {"weights": UNKNOWN_TYPE}), "safetensors:"),
+    "worked for longer than there is time": (answer_of(training={"began": -1e308, "ended": 1e308}), "report: malformed answer"),
 }
 
 
@@ -134,3 +145,20 @@ def test_a_set_that_differs_by_rounding_is_pooled_and_noted(unanswered, finished
     (note,) = one.metrics["notes"]
     assert f"nodes [{LIAR}] agree with the server's up to rounding only" in note
     assert one.scores() == finished.scores()
+
+
+@pytest.mark.parametrize("size", [3e38, 1e300])
+def test_numbers_that_lead_to_none_have_no_say(size, unanswered, finished):
+    """Finite weights and logits from which infinities follow end nothing: results stay finite, and above chance."""
+
+    def huge(reply):
+        for record in ("weights", "logits"):
+            tensors = read_tensors(reply.content[record][record].data)
+            grown = {name: torch.full_like(tensor, size, dtype=torch.float64) for name, tensor in tensors.items()}
+            reply = carrying(record, {record: weights_file(grown)})(reply)
+        return reply
+
+    one = unanswered.again(at("evaluate", huge))
+    assert one.metrics["missing"] == [] and set(one.metrics["results"]) == set(finished.metrics["results"])
+    for result in ("product_of_experts", "student"):
+        assert one.metrics["results"][result]["accuracy"] > 0.2 and one.metrics["results"][result]["auroc"] is not None

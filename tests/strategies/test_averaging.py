@@ -207,6 +207,8 @@ BROKEN = {
     "whole numbers": lambda content: content.__setitem__("arrays", ArrayRecord({"w": Array(np.zeros(1, np.int64))})),
     "no bytes": lambda content: content["arrays"].__setitem__("w", Array("float32", (1,), "numpy.ndarray", b"garbage")),
     "another stype": lambda content: content["arrays"].__setitem__("w", Array("float32", (1,), "pickle", b"garbage")),
+    "no bytes at all": lambda content: content["arrays"].__setitem__("w", Array("float32", (1,), "numpy.ndarray", b"")),
+    "an archive": lambda content: content["arrays"].__setitem__("w", Array("float32", (1,), "numpy.ndarray", b"PK\x03\x04")),
     "no weights": lambda content: content.__delitem__("arrays"),
     "two classifiers": lambda content: content.__setitem__("more", content["arrays"]),
     "no examples": lambda content: content["metrics"].__delitem__("num-examples"),

@@ -127,6 +127,7 @@ def test_anothers_modules_are_refused_and_stay_its_own(upload_only, run_tiny, tm
         one = run_tiny(moved(upload_only, tmp_path / str(thief)), tamper=tamper)
         assert [(refusal["rule"], refusal["partition"]) for refusal in one.metrics["quarantined"]] == [("owner", thief)] * 2
         assert len(one.modules()) == 8 and set(one.modules()) < set(upload_only.modules())
+        assert [node["labels"] for node in one.metrics["nodes"] if node["partition"] == thief] == [[]]
 
 
 @pytest.mark.parametrize("shuffle", range(2))

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 
 import pytest
 
@@ -83,3 +84,14 @@ def test_stored_files_are_a_mapping_of_what_is_named(store):
         files[NAME]
     with pytest.raises(KeyError):
         StoredFiles(store, [NAME], 100)[other]
+
+
+def test_a_shared_file_may_be_read_by_whom_the_umask_says(store):
+    """A module file has the rights of any file that is written there, so that sites of other users can read it."""
+    before = os.umask(0o027)
+    try:
+        name = store.put(b"some module")
+    finally:
+        os.umask(before)
+    (path,) = store.folder.glob("*")
+    assert path.stem == name and stat.S_IMODE(path.stat().st_mode) == 0o640

@@ -3,14 +3,15 @@
 import json
 
 import pytest
-from federations import contents, forget_owner, made, modules_of, scratch_without, work
-from local_grid import error_reply
+from federations import SEVERAL_CLASSES, contents, forget_owner, made, modules_of, on_nodes, scratch_without, work
+from local_grid import error_reply, tiny
+from tampering import sold_twice, with_files
 
 from ff_flower.config import Exclusion
 from ff_flower.errors import ConfigError, VerificationError
 from ff_flower.registry import ModuleRegistry
 from ff_flower.run_directory import RunDirectory, file_digest
-from ff_flower.unlearning import compare_runs, drop_copies, forget
+from ff_flower.unlearning import Work, compare_runs, drop_copies, forget
 
 
 def certificate(done):
@@ -140,3 +141,52 @@ def test_what_is_no_exclusion_is_refused(text):
     """A part that is neither an owner nor an owner and a label is refused."""
     with pytest.raises(ConfigError, match="3/7"):
         Exclusion.parse(text)
+
+
+def test_what_was_refused_or_cut_off_goes_too(whole):
+    """A file that was not written to its end, one that a killed node left, samples of a refused module, and refused copies go."""
+    name, cache = next(iter(modules_of(whole, "3"))), whole.parent / "cache"
+    registry = ModuleRegistry(whole / "modules")
+    near = VerificationError("near-duplicate", "samples are those of another")
+    copy = VerificationError("duplicate", f"the weights are those of module {name[:12]} (owner '3', label '1'); a module is")
+    refused = registry.quarantine(b"refused", near, source="node 3").stem
+    left = [
+        whole / "modules" / f".{name}.safetensors.77.part",
+        cache / "received" / "tmp1" / f"{name}.safetensors",
+        cache / "modules" / f".{name}.0a1b.part",
+        cache / "samples" / refused / "0-64.npy",
+        registry.quarantine(b"a copy", copy, source="node 2"),
+    ]
+    for path in left[:-1]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    others = cache / "received" / "tmp1" / f"{next(iter(modules_of(whole, '2')))}.safetensors"
+    others.write_bytes(b"x")
+    forget_owner(whole, "3")
+    assert [path for path in left if path.exists()] == [] and others.exists()
+
+
+def test_a_run_with_refused_modules_forgets(tmp_path):
+    """Refused modules keep nobody from forgetting; nodes are told of an owner of whom nothing was accepted too."""
+
+    def lie(partition, reply):
+        return with_files(sold_twice)(reply) if partition == 3 and reply.metadata.message_type == "train" else reply
+
+    path, asked = on_nodes(tiny(tmp_path, **SEVERAL_CLASSES), lie).path, []
+    assert {refusal.rule for refusal in ModuleRegistry(path / "modules").quarantined()} == {"duplicate"}
+    assert forget_owner(path, "1", tamper=lie).error == ""
+    told = certificate(forget_owner(path, "3", asked=asked))
+    assert told["request"]["modules"] == {} and sorted(told["nodes"]["confirmed"]) == ["0", "1", "2", "3", "4"]
+    assert sorted(partition for kind, partition in asked if kind == "query.forget") == [0, 1, 2, 3, 4]
+    assert ModuleRegistry(path / "modules").quarantined() == []
+
+
+def test_requests_that_wait_for_one_rebuilding_are_all_proved(whole):
+    """Certificates written together prove the run without all of their requests; none counts another's files as changed."""
+    for owner in ("3", "1"):
+        forget(whole, [owner], (), Work())
+    done = forget(whole, (), (), work())
+    assert len(done.certificates) == 2
+    for path in done.certificates:
+        told = json.loads(path.read_text())
+        assert told["proof"]["modules_after_are_before_without_forgotten"] and told["amended"] == []

@@ -1,4 +1,4 @@
-"""What this machine can give to a simulation's clients."""
+"""What this machine has to give: cores, and GPUs."""
 
 import os
 from contextlib import suppress
