@@ -116,18 +116,18 @@ def accelerate(network: nn.Module, device: torch.device) -> nn.Module:
     return _Compiled(network)
 
 
-def compile_for_training(network: nn.Module, *inputs: Tensor) -> None:
+def compile_for_training(network: nn.Module, inputs: Callable[[], tuple[Tensor, ...]]) -> None:
     """Let a loss that `accelerate` returned compile its way forward and back now, before a clock starts.
 
     Parameters
     ----------
     network : Module
         Gives one number; its weights, and their gradients, are as before afterwards. One that is not compiled is left alone.
-    *inputs : Tensor
-        Of the shapes that training will have.
+    inputs : callable
+        Returns what it takes, of the shapes that training will have.
     """
     if isinstance(network, _Compiled):
-        network.warm_up(*inputs)
+        network.warm_up(*inputs())
 
 
 class _Compiled(nn.Module):

@@ -138,7 +138,7 @@ def test_the_way_back_is_compiled_before_training(monkeypatch: pytest.MonkeyPatc
 
     network, accelerated = _accelerated(monkeypatch, compiled)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    compile_for_training(accelerated, torch.ones(4, 2))
+    compile_for_training(accelerated, lambda: (torch.ones(4, 2),))
     accelerated(torch.ones(4, 2)).sum().backward()
     assert network.weight.grad is not None and torch.equal(network.weight.grad, torch.full((3, 2), 4.0))
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
@@ -152,8 +152,8 @@ def test_compiling_leaves_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
         return lambda x: calls.append(x) or network(x).mean()
 
     network, accelerated = _accelerated(monkeypatch, compiled)
-    compile_for_training(accelerated, torch.ones(4, 2))
-    compile_for_training(network, torch.ones(4, 2))
+    compile_for_training(accelerated, lambda: (torch.ones(4, 2),))
+    compile_for_training(network, lambda: (torch.ones(4, 2),))
     assert len(calls) == 1 and all(weight.grad is None for weight in network.parameters())
 
 

@@ -122,9 +122,10 @@ class Training:
 
     def _compile(self) -> None:
         """Compile where that is done, before the clock starts: seconds of a fit are seconds of training."""
-        batch = self.images[torch.zeros(self.spec.batch_size, dtype=torch.int64, device=self.images.device)]
-        with low_precision(self.images.device):
-            compile_for_training(self._loss, *self.objective.draw(batch, generator(0, device=self.images.device)))
+        device, size = self.images.device, self.spec.batch_size
+        any_images = torch.zeros(size, dtype=torch.int64, device=device)
+        with low_precision(device):
+            compile_for_training(self._loss, lambda: self.objective.draw(self.images[any_images], generator(0, device=device)))
 
     def _share(self, step: int, over: int = 0) -> float:
         limit = self.options.max_seconds

@@ -8,12 +8,14 @@ import pytest
 from local_grid import GrowingGrid
 from own_sites import CLASSES, deployed, make, own
 from PIL import Image
+from tampering import at, failing
 
 from ff_flower.errors import ConfigError, RunError
 from ff_flower.registry import ModuleRegistry
 from sims.digit_folders import NAMES, write_digit_folders
 from sims.report import gaps
 from strategies import introductions
+from strategies.server_app import run
 
 SECRETS = ("secret-place", "patient-")  # parts of the names of the sites' folders and of their files
 STRANGER = {3: {"partition-id": 3, "num-partitions": 7}}  # node-config of a SuperNode that was started for another run
@@ -301,3 +303,26 @@ def test_a_site_cannot_answer_for_another(folders, tmp_path):
     run = make(own(tmp_path, synthesis__site="server"), deployed(folders), tamper=tamper)
     assert gaps(run.metrics) == ["site north is missing: partition-id 1: it is 0's node; it sends its own only"]
     assert {module.manifest.owner for module in ModuleRegistry(run.path / "modules")} == {"south", "west"}
+
+
+def test_a_site_that_does_not_score_is_asked_again(folders, consortium, tmp_path):
+    """Without a site's scores a run is not whole: the site is named, and the next session asks for scores alone."""
+    one = make(own(tmp_path), deployed(folders), tamper=at("evaluate.score", failing, 1))
+    ((partition, reason),) = [(gap["partition"], gap["reason"]) for gap in one.metrics["missing"]]
+    assert partition == 1 and reason.startswith("it did not score the classifiers: MemoryError")
+    assert one.metrics["results"]["server"]["scored_by"] == ["north", "west"]
+    again = make(own(tmp_path), deployed(folders))
+    assert {kind for kind, _ in again.grid.asked} == {"query.introduce", "evaluate.score"}
+    assert again.metrics["missing"] == [] and again.metrics["results"] == consortium.metrics["results"]
+
+
+def test_scores_that_only_sites_can_give_are_waited_for(folders, tmp_path):
+    """A server that makes its results without nodes leaves them without scores, says so, and does not call the run done."""
+    spec = own(tmp_path, synthesis__site="server")
+    whole = make(spec, deployed(folders))
+    shutil.rmtree(whole.path / "classifiers")
+    alone = run(None, spec)
+    metrics = alone.read_json("metrics.json")
+    assert metrics["results"]["server"]["accuracy"] is None and "wait for the sites" in metrics["notes"][-1]
+    assert "run" not in alone.receipts()
+    assert make(spec, deployed(folders)).metrics["results"] == whole.metrics["results"]

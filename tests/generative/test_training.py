@@ -302,6 +302,6 @@ def test_the_clock_of_a_fit_starts_after_its_compilation(monkeypatch: pytest.Mon
     quick, _ = _train(**options)
     clock = Clock()
     monkeypatch.setattr(training, "time", clock)
-    monkeypatch.setattr(training, "compile_for_training", lambda loss, *inputs: [clock.monotonic() for _ in range(1000)])
+    monkeypatch.setattr(training, "compile_for_training", lambda loss, inputs: [clock.monotonic() for _ in range(1000)])
     slow, _ = _train(**options)
     assert slow.step == quick.step and _bytes(slow.objective) == _bytes(quick.objective)
