@@ -138,10 +138,9 @@ class RunDirectory:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(path.name + ".part")
         try:
-            with unfinished.open("wb") as file:
-                file.write(data)
-                if durable:
-                    file.flush()
+            unfinished.write_bytes(data)
+            if durable:
+                with unfinished.open("rb") as file:
                     os.fsync(file.fileno())
             unfinished.replace(path)
         finally:
