@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..config import RunSpec
+from ..config import Exclusion, RunSpec
 from ..environment import source_digest
 from ..errors import RunError
 from ..registry import ModuleRegistry
@@ -89,9 +89,7 @@ class Certificate:
             "removed": entry.removed,
             "still_there": [name for name in entry.removed if name.startswith("modules/") and self._exists(name)],
             "untouched": {name: digest for name, digest in before["stays"].items() if kept[name] == digest},
-            "amended": sorted(
-                name for name, digest in before["stays"].items() if kept[name] != digest and name not in self._removed_later()
-            ),
+            "amended": sorted({name for name, digest in before["stays"].items() if kept[name] != digest} - self._removed_later()),
             "rebuild": {"done": self.rebuilt, "error": self.error, "files": rebuilt},
             "proof": self._proof(after, rebuilt),
             "classes": (classes := _classes(entry, registry)),
@@ -166,7 +164,8 @@ class Certificate:
     def _nodes(self) -> dict[str, Any]:
         path = self.directory.path / CONFIRMATIONS
         found = self.directory.read_json(CONFIRMATIONS) if path.exists() else {}
-        if not set(self.entry.modules) <= set(found.get("modules", [])):
+        told = Exclusion.parse(found.get("excluded", ""))
+        if not set(self.entry.modules) <= set(found.get("modules", [])) or told | self.entry.exclusion != told:
             found = {}
         confirmed = found.get("confirmed", {})
         silent = [str(one) for one in self.entry.before["sent_to"] if str(one) not in confirmed]

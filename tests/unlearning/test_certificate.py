@@ -175,7 +175,9 @@ def test_a_run_with_refused_modules_forgets(tmp_path):
     path, asked = on_nodes(tiny(tmp_path, **SEVERAL_CLASSES), lie).path, []
     assert {refusal.rule for refusal in ModuleRegistry(path / "modules").quarantined()} == {"duplicate"}
     assert forget_owner(path, "1", tamper=lie).error == ""
-    told = certificate(forget_owner(path, "3", asked=asked))
+    # What nodes confirmed of owner 1 says nothing of owner 3.
+    assert certificate(forget(path, ["3"], (), Work()))["nodes"]["confirmed"] == {}
+    told = certificate(forget(path, (), (), work(asked=asked)))
     assert told["request"]["modules"] == {} and sorted(told["nodes"]["confirmed"]) == ["0", "1", "2", "3", "4"]
     assert sorted(partition for kind, partition in asked if kind == "query.forget") == [0, 1, 2, 3, 4]
     assert ModuleRegistry(path / "modules").quarantined() == []
