@@ -135,9 +135,9 @@ class Collection:
 
     def withdraw_unreported(self) -> None:
         """Remove modules that an earlier, interrupted session left and no report names."""
-        named = {module.module_id for partition in self.reports for module in self.modules_of(partition)}
+        reported = self._partitions()
         for module in list(self.registry):
-            if module.module_id not in named:
+            if module.module_id not in reported:
                 self.registry.remove(module.module_id)
 
     def vet(self, device: torch.device) -> None:
@@ -152,12 +152,12 @@ class Collection:
         cache = SampleCache(cache_root(self.spec) / "samples")
         with torch_threads(self.spec.threads):
             refusals = Vetting(self.registry, self.spec.trust, self.spec.seed, cache, device).refusals()
-        owners = {module.module_id: partition for partition in self.reports for module in self.modules_of(partition)}
+        partitions = self._partitions()
         for refused, error in refusals.items():
             module = self.registry.get(refused)
             data = module.read()
             self.registry.remove(refused)
-            self._quarantine(data, error, owners[refused])
+            self._quarantine(data, error, partitions[refused])
             self.directory.withdraw_makers([f"modules/{module.path.name}"])
         self.vetting_seconds = time.monotonic() - began
 
@@ -197,6 +197,10 @@ class Collection:
     def fallbacks(self) -> list[dict[str, object]]:
         """Return the classes that nodes fitted a simpler kind of module for, with their reasons."""
         return [{"partition": p, **asdict(f)} for p, report in sorted(self.reports.items()) for f in report.fallbacks]
+
+    def _partitions(self) -> dict[str, int]:
+        """Return the partition whose node reported a registered module as its own, by module_id."""
+        return {module.module_id: partition for partition in self.reports for module in self.modules_of(partition)}
 
     def _kept_report(self, partition: int) -> FitReport | None:
         if not self.directory.is_done(f"fit-{partition}", self.spec.fit_digest()):

@@ -84,7 +84,7 @@ class FederatedFactory(Strategy):
         self.answers: dict[int, Answer] = {}
         self.missing: list[Failure] = []
         self._excluded = set(range(spec.num_clients)) - set(self.collection.participants)
-        self._partitions = {node: partition for partition, node in roll.nodes.items()} if roll else {}
+        self._partitions = roll.partitions if roll else {}
         self._node_ids: dict[int, int] = {}
         self._failures: list[Failure] = []
         self._refused: dict[int, list[Failure]] = {}

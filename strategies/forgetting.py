@@ -52,8 +52,7 @@ def tell_nodes(grid: Grid, spec: RunSpec, directory: RunDirectory, roll: Roll | 
     content = forget_records(spec, module_ids, roll.federation if roll else None)
     messages = [Message(content, dst_node_id=node, message_type="query.forget") for node in nodes]
     replies = grid.send_and_receive(messages, timeout=min(spec.timeout, FORGET_SECONDS))
-    known = {node: partition for partition, node in roll.nodes.items()} if roll else {}
-    contents, failures = in_partition_order(replies, nodes, spec.num_clients, known)
+    contents, failures = in_partition_order(replies, nodes, spec.num_clients, roll.partitions if roll else None)
     confirmed, reasons = {}, [failure.reason for failure in failures]
     for partition, reply in contents.items():
         try:

@@ -49,6 +49,11 @@ class Roll:
     refused: tuple[Failure, ...]
     notes: tuple[str, ...]
 
+    @property
+    def partitions(self) -> dict[int, int]:
+        """The partition by Flower's node id: ``nodes`` the other way round."""
+        return {node: partition for partition, node in self.nodes.items()}
+
     def owners(self, spec: RunSpec) -> list[str]:
         """Return the sites' names by partition.
 
