@@ -29,7 +29,8 @@ def place_of(spec: RunSpec, node_config: Mapping[str, Scalar]) -> SitePlace:
         return SitePlace(name, location)
     places, number = site_places(spec.data.sites), node_config.get("partition-id")
     if not isinstance(number, int) or not 0 <= number < len(places):
-        raise ConfigError(f"this node has no images, and data.name = 'sites' wants each node's own; {START}")
+        rehearsal = "in simulation, set data.sites = 'north=folder:/a,south=folder:/b'"
+        raise ConfigError(f"this node has no images, and data.name = 'sites' wants each node's own; {START}; {rehearsal}")
     return places[number]
 
 
@@ -57,7 +58,7 @@ def introduce(spec: RunSpec, node_config: Mapping[str, Scalar]) -> Introduction:
 
 def splits_in_table(spec: RunSpec, place: SitePlace, federation: Federation) -> Splits:
     """Return the site's images with the labels of the run's table."""
-    return in_table(_splits(spec, place), own_info(federation.classes, federation.image_shape))
+    return in_table(_splits(spec, place), own_info(spec.data, federation.classes, federation.image_shape))
 
 
 def _splits(spec: RunSpec, place: SitePlace) -> Splits:

@@ -76,7 +76,7 @@ def partition_of(node_config: Mapping[str, Scalar]) -> int:
     if not isinstance(partition, int) or not isinstance(nodes, int) or not 0 <= partition < nodes:
         raise ConfigError(
             f"partition-id {partition!r} of num-partitions {nodes!r}: a node must know which of how many it is; start it with "
-            '--node-config "partition-id=0 num-partitions=10"'
+            "--node-config \"partition-id=0 num-partitions=10\", or set data.name = 'sites' where each brings its images"
         )
     return partition
 

@@ -79,7 +79,10 @@ def low_precision(device: torch.device) -> torch.autocast:
     GPUs before Ampere only emulate it, several times slower than single precision.
     """
     gpu = device.type == "cuda"
-    native = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else torch.cpu._is_avx512_bf16_supported()
+    if gpu:
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()  # torch before 2.6 does not say
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=native)
 
 

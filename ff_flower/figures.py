@@ -1,12 +1,24 @@
 """Pictures of a run: sample grids, and who holds what."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Give the name under which a picture is drawn until it is whole: one that is there is not drawn again."""
+    unfinished = path.with_name(path.name + ".part")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def sample_grid(images: Tensor, path: Path, columns: int = 8, shortest: int = 32) -> None:
@@ -32,7 +44,9 @@ def sample_grid(images: Tensor, path: Path, columns: int = 8, shortest: int = 32
     padded = torch.cat([padded, padded.new_full((missing, *padded.shape[1:]), 255)])
     rows = [torch.cat(list(row), dim=2) for row in torch.split(padded, columns)]
     pixels = torch.cat(rows, dim=1).permute(1, 2, 0).numpy()
-    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(path)
+    picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+    with _whole(path) as unfinished:
+        picture.save(unfinished, format="PNG")
 
 
 def label_distribution_figure(counts: np.ndarray, classes: Sequence[str], path: Path) -> None:
@@ -48,4 +62,5 @@ def label_distribution_figure(counts: np.ndarray, classes: Sequence[str], path: 
     axes.set_xlabel("class")
     axes.set_ylabel("node")
     figure.colorbar(image, ax=axes, label="training images")
-    figure.savefig(path, dpi=100)
+    with _whole(path) as unfinished:
+        figure.savefig(unfinished, dpi=100, format="png")

@@ -1,10 +1,12 @@
-"""What this machine has to give: cores, and GPUs."""
+"""What this machine has to give: cores, GPUs, and locks on files."""
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # what file systems without locks say
 
 
 def usable_cores() -> int:

@@ -36,7 +36,7 @@ from .config import RunSpec, from_run_config
 from .environment import source_digest
 from .errors import RunError, VerificationError
 from .federation import Federation, Introduction, Tally
-from .module_store import REMEDY, ModuleStore, StoredFiles
+from .module_store import REMEDY, ModuleStore, StoredFiles, is_module_id
 from .reports import Answer, FitReport, Forgotten
 from .run_directory import cache_root, weights_file
 
@@ -276,7 +276,10 @@ def read_forget(content: RecordDict) -> tuple[str, ...]:
     text = content.config_records.get("forget", ConfigRecord()).get("modules")
     if not isinstance(text, str):
         raise RunError(f"a message with records {sorted(content)}: must have 'forget'; send what forget_records returns")
-    return tuple(part for part in text.split(",") if part)
+    ids = tuple(part for part in text.split(",") if part)
+    if wrong := [part for part in ids if not is_module_id(part)]:
+        raise RunError(f"{wrong[0][:80]!r} is no module id: 64 hexadecimal digits; send what forget_records returns")
+    return ids
 
 
 def forgotten_reply(account: Forgotten) -> RecordDict:

@@ -23,6 +23,11 @@ REMEDY = 'send the files in the messages: transport = "inline"'
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
+def is_module_id(text: str) -> bool:
+    """Tell whether ``text`` can be a module_id, 64 lower-case hexadecimal digits, and so no path."""
+    return _DIGEST.fullmatch(text) is not None
+
+
 class ModuleStore:
     """A content-addressed folder of module files.
 
@@ -78,7 +83,7 @@ class ModuleStore:
             Rule ``store`` where ``name`` is no module_id or there is no such plain file; ``size``; ``digest`` where the bytes do
             not hash to ``name``.
         """
-        if not _DIGEST.fullmatch(name):
+        if not is_module_id(name):
             raise VerificationError("store", f"{name[:80]!r} is no module id: 64 hexadecimal digits; {REMEDY}")
         try:
             data = _read_plain(self._path(name), max_bytes + 1)
@@ -100,7 +105,9 @@ class ModuleStore:
         return False
 
     def remove(self, name: str) -> bool:
-        """Delete the file of a module_id; return whether there was one."""
+        """Delete the file of a module_id; return whether there was one. What is no module_id names none."""
+        if not is_module_id(name):
+            return False
         try:
             self._path(name).unlink()
         except FileNotFoundError:

@@ -33,6 +33,7 @@ class Declined:
 
 
 LATEST = 1e11  # seconds since 1970: some three thousand years
+LONGEST_TEXT = 500  # characters of a reason that a node gives
 NO_IMAGES = Declined(-1, "the node holds no images")
 
 
@@ -104,9 +105,9 @@ class FitReport:
                 partition=_whole(values["partition"]),
                 label_counts={str(int(k)): _whole(v) for k, v in values["label_counts"].items()},
                 modules={str(int(k)): str(v) for k, v in values["modules"].items()},
-                declined=tuple(Declined(int(d["label"]), str(d["reason"])) for d in values["declined"]),
+                declined=tuple(Declined(int(d["label"]), _said(d["reason"])) for d in values["declined"]),
                 work=_interval(values["work"]),
-                fallbacks=tuple(Fallback(int(f["label"]), str(f["reason"])) for f in values["fallbacks"]),
+                fallbacks=tuple(Fallback(int(f["label"]), _said(f["reason"])) for f in values["fallbacks"]),
                 peak_memory=_whole(values["peak_memory"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
@@ -211,6 +212,15 @@ def _object(text: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise VerificationError("report", f"a JSON object is expected, this is a {type(values).__name__}")
     return values
+
+
+def plain_text(text: str) -> str:
+    """Return what a node says as one line of printable characters, no longer than a log and a terminal bear."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:LONGEST_TEXT]).strip()
+
+
+def _said(value: Any) -> str:
+    return plain_text(str(value))
 
 
 def _whole(value: Any) -> int:

@@ -7,6 +7,7 @@
     <out>/<data>-<method>-<partition>-seed<seed>-<digest>/
         spec.json  environment.json   what was asked, and where it was made
         metrics.json  ledger.jsonl    results, and every transfer
+        images.json                   hash of the images, in simulation
         label_distribution.json/.png  images per node and class
         modules/                      verified module files, their sample grids, and quarantine/
         nodes/<partition>/            each node's report, answer, logits and classifier
@@ -33,9 +34,9 @@ from torch import Tensor
 from .config import RunSpec, Scalar
 from .environment import describe_environment
 from .errors import RunError
+from .machine import NO_LOCKS
 
 FORMAT_VERSION = 1
-NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # what file systems without locks say
 RECEIVED = "received"  # folder of the cache: module files of a broadcast, while a node uses them
 
 
@@ -91,16 +92,20 @@ class RunDirectory:
 
     @classmethod
     def open(cls, spec: RunSpec) -> "RunDirectory":
-        """Open the folder that belongs to ``spec``, write spec and environment, and point ``latest`` to it."""
+        """Open the folder that belongs to ``spec``, and point ``latest`` to it."""
         path, root = run_path(spec), output_root(spec)
-        try:
+        with _writing(root):
             directory = cls(path)
-            directory.write_json("spec.json", {"format_version": FORMAT_VERSION, "digest": spec.digest(), **spec.flat()})
-            directory.write_json("environment.json", describe_environment())
             _point(root / "latest", path.name)
-        except OSError as error:
-            raise RunError(f"{root}: cannot be written ({error}); set out or FF_RUNS to a folder that can") from error
+        if not (path / "spec.json").exists():
+            directory.describe(spec)
         return directory
+
+    def describe(self, spec: RunSpec) -> None:
+        """Write what was asked for and where it is made, before anything is made; a whole run keeps what was written for it."""
+        with _writing(self.path.parent):
+            self.write_json("spec.json", {"format_version": FORMAT_VERSION, "digest": spec.digest(), **spec.flat()})
+            self.write_json("environment.json", describe_environment())
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -239,9 +244,14 @@ def modules_inputs(spec: RunSpec, module_ids: Iterable[str]) -> str:
     return combined_digest(spec.digest(), *module_ids)
 
 
-def answer_inputs(spec: RunSpec, module_ids: Iterable[str], owner: str) -> str:
-    """Return the digest of what one owner's answer depends on."""
-    return combined_digest(modules_inputs(spec, module_ids), owner)
+def answer_inputs(modules: str, partition: int | str) -> str:
+    """Return the digest of what one node's answer depends on; ``modules`` is that of `modules_inputs`."""
+    return combined_digest(modules, str(partition))
+
+
+def student_inputs(modules: str, answers: Iterable[Path]) -> str:
+    """Return the digest of what the student depends on: the modules, and the files of the answers that teach it."""
+    return combined_digest(modules, *(f"{path.parent.name}/{path.name}={file_digest(path)}" for path in answers))
 
 
 def file_digest(path: Path) -> str | None:
@@ -250,6 +260,14 @@ def file_digest(path: Path) -> str | None:
         return None
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _writing(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{root}: cannot be written ({error}); set out or FF_RUNS to a folder that can") from error
 
 
 def _point(link: Path, target: str) -> None:

@@ -16,7 +16,8 @@ rule                 what is refused
 ``near-duplicate``   two labels whose samples from the same noise are nearly the same; both are refused
 ===================  ==========================================================================================================
 
-The probe looks at the first samples that synthesis would use, so they are drawn once. `near-duplicate` takes as many from noise
+The probe looks at the first samples that synthesis would use, which a CPU draws once; a GPU, which draws eight such blocks at a
+time, draws them again with the others. `near-duplicate` takes as many from noise
 that all modules share.
 """
 

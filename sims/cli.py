@@ -104,7 +104,9 @@ def list_presets(markdown: Markdown = False) -> None:
 
 @app.command()
 def config(
-    write: Annotated[bool, typer.Option("--write", help="Write them into pyproject.toml, after a default has changed.")] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="For developers: copy the defaults of RunSpec into pyproject.toml.")
+    ] = False,
 ) -> None:
     """Print all keys with their defaults as the tables that pyproject.toml repeats for Flower."""
     if not write:

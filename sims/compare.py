@@ -11,7 +11,7 @@ from ff_flower.run_directory import RunDirectory, run_path
 
 from .processes.session import FlowerSession
 from .report import Metrics, load_metrics, show, summarize
-from .run import FAILED, PARTIAL, Resources, execute, refusing, resolve_spec
+from .run import FAILED, PARTIAL, Fresh, Resources, Settings, execute, refusing, resolve_spec, start_afresh
 
 METHODS = ",".join(get_args(Method))
 
@@ -55,10 +55,11 @@ def main(
     preset: Annotated[str, typer.Option(help="Name of a preset, or a path to a TOML file.")] = "",
     methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = METHODS,
     seeds: Annotated[str, typer.Option(help="Root seeds, separated by commas.")] = "0,1,2",
-    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value over the preset; may be repeated.")] = None,
+    settings: Settings = None,
     cpus_per_client: Annotated[int, typer.Option(help="Cores that Ray reserves per client.")] = 1,
     gpus_per_client: Annotated[float, typer.Option(help="Share of a GPU that Ray reserves per client.")] = 0.0,
     markdown: Annotated[bool, typer.Option(help="Print the table in Markdown.")] = False,
+    fresh: Fresh = False,
 ) -> None:
     """Run every method with every seed and print means and standard deviations; what is already there is not run again.
 
@@ -72,8 +73,10 @@ def main(
     with refusing(FAILED), FlowerSession() as session:
         for number, spec in enumerate(specs, 1):
             print(f"[{number}/{len(specs)}] {spec.method} on {spec.data.name}, seed {spec.seed}", flush=True)
-            if (metrics := finished(spec)) is None:
+            if fresh or (metrics := finished(spec)) is None:
                 try:
+                    if fresh:
+                        start_afresh(spec)
                     ended = execute(session, spec, resources, tell=_indented)
                 except FederatedFactoryError as error:
                     print(f"    {error}", file=sys.stderr, flush=True)

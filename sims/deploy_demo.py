@@ -17,7 +17,7 @@ from .processes.deployment import Deployment, SiteNode
 from .processes.log_filter import LogFilter
 from .processes.session import FlowerSession
 from .report import gaps, load_metrics, run_tables, show
-from .run import APP, FAILED, PARTIAL, Finished, execute, refusing, resolve_spec
+from .run import APP, FAILED, PARTIAL, Finished, Settings, execute, refusing, resolve_spec
 
 SITES = {"Clinic-North": (0, 1, 2, 3), "Clinic-South": (4, 5, 6), "Clinic-West": (7, 8, 9)}
 SETTINGS = ("data.name=sites", f"num-clients={len(SITES)}", "connect-timeout=90", "timeout=900", "server-threads=1")
@@ -100,7 +100,7 @@ def check(finished: Finished, classes: int, floor: float) -> None:
 
 
 def main(
-    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value; may be repeated.")] = None,
+    settings: Settings = None,
     per_class: Annotated[int, typer.Option(help="Most images of a class.")] = 200,
     floor: Annotated[float, typer.Option(help="Least accuracy of the server's classifier.")] = FLOOR,
     compare: Annotated[bool, typer.Option(help="Repeat the run in simulation and compare byte for byte.")] = False,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ff_flower.config import RunSpec
-from ff_flower.errors import RunError
+from ff_flower.errors import ConfigError, RunError
 from ff_flower.run_directory import RunDirectory
 from ff_flower.unlearning import Forgetting, Tombstone, Work, forget, open_run, waits_for_nodes
 
@@ -21,7 +21,10 @@ Owners = Annotated[list[str] | None, typer.Option("--owner", help="An owner, all
 Modules = Annotated[list[str] | None, typer.Option("--module", help="A module's id or its beginning; may be repeated.")]
 Reason = Annotated[str, typer.Option(help="Why, for the certificate.")]
 DoRebuild = Annotated[
-    bool, typer.Option("--rebuild/--no-rebuild", help="Make again what depended on it; else the next run does.")
+    bool,
+    typer.Option(
+        "--rebuild/--no-rebuild", help="Learn again what was learned from it; else the next run of the same settings does."
+    ),
 ]
 Prove = Annotated[bool, typer.Option("--prove", help="Compare with a run from scratch in which the forgotten had never been.")]
 Tell = Callable[[str], None]
@@ -48,7 +51,7 @@ def main(
             )
             done = forget(path, owner or (), module or (), work, reason)
     report(done, rebuild=work.rebuild is not None)
-    if done.error or done.differing:
+    if done.error or done.differing or done.unproven:
         raise typer.Exit(FAILED)
 
 
@@ -69,8 +72,16 @@ def plan_work(spec: RunSpec, run: Path, *, requested: bool, rebuild: bool, proof
         Folder for a run from scratch to compare with; None makes none.
     tell : callable from str
         Receives progress.
+
+    Raises
+    ------
+    ConfigError
+        When a comparison is asked for that cannot be made.
     """
     deployed = spec.data.own and not spec.data.sites  # the nodes are elsewhere, and no simulation can stand for them
+    if proof is not None and (deployed or not rebuild):
+        why = "the nodes of this run are elsewhere" if deployed else "without rebuilding there is nothing to compare"
+        raise ConfigError(f"--prove makes a run from scratch in simulation, and {why}; leave it out")
     tombstone = Tombstone.read(run)
     answers_go = spec.synthesis.site == "client" and (requested or not tombstone.purged)
     asks_nodes = answers_go or waits_for_nodes(RunDirectory(run), tombstone.effective(spec))
@@ -100,6 +111,8 @@ def report(done: Forgetting, *, rebuild: bool) -> None:
         print(f"it is forgotten, but nothing could be made again: {done.error}", file=sys.stderr)
     elif done.certificates and not rebuild:
         print("nothing was made again yet: the next run of these settings does that, without what is forgotten")
+    if done.unproven:
+        print(f"it is forgotten and made again, but the run from scratch failed: {done.unproven}", file=sys.stderr)
     for one in done.differing:
         print(f"{one.name} differs from the run from scratch", file=sys.stderr)
 

@@ -33,7 +33,7 @@ def draw_gallery(run: Path, picture: Path, columns: int = 16) -> None:
     """
     spec = from_run_config(read_spec(run))
     splits = load_splits(spec.data, spec.seed)
-    registry = ModuleRegistry(run / "modules")
+    registry = ModuleRegistry.of_run(run, spec)
     rows = []
     for module in registry:
         real = splits.train.of_label(module.manifest.label).images[:columns]

@@ -90,13 +90,14 @@ def run_tables(metrics: Metrics) -> list[TextTable]:
 
 
 def gaps(metrics: Metrics) -> list[str]:
-    """Return one sentence for each missing node and each quarantined module; empty when the run is whole."""
+    """Return one sentence for each missing node, each quarantined module and scores to come; empty when the run is whole."""
     missing = [f"{_called(metrics, gap)} is missing: {gap['reason']}" for gap in metrics.get("missing", [])]
     refused = [
         f"a module of {_called(metrics, gap)} is quarantined: {gap['rule']}: {gap['detail']}"
         for gap in metrics.get("quarantined", [])
     ]
-    return missing + refused
+    waiting = ["classifiers wait for sites that score them; run the same settings again"] if metrics.get("unscored") else []
+    return missing + refused + waiting
 
 
 def _called(metrics: Metrics, gap: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import shutil
 import sys
 import time
 import tomllib
@@ -14,14 +15,22 @@ from typing import Annotated, Any
 
 import typer
 
-from ff_flower.config import RunSpec, from_run_config, unknown_name
-from ff_flower.errors import ConfigError, FederatedFactoryError
+from ff_flower.config import Exclusion, RunSpec, from_run_config, unknown_name
+from ff_flower.errors import ConfigError, FederatedFactoryError, RunError
 from ff_flower.machine import usable_cores, visible_gpus
+from ff_flower.run_directory import RunDirectory, cache_root, run_path
+from ff_flower.unlearning import Tombstone, drop_copies
 
 from .defaults import check_keys, flatten
 from .processes.log_filter import LogFilter
 from .processes.session import FlowerSession
 from .report import Metrics, gaps, load_metrics, run_tables, show
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Set a key over the preset, like --set seed=1; may be repeated. Keys: `ff-flower config`."),
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Remove what an earlier run of the same settings left, and make it anew.")]
 
 APP = Path(__file__).resolve().parents[1]
 PRESETS = Path(__file__).resolve().parent / "presets"
@@ -125,6 +134,28 @@ def resolve_spec(preset: str = "", settings: Sequence[str] = ()) -> RunSpec:
     return from_run_config({**spec.flat(), "out": str(out), **absolute})
 
 
+def start_afresh(spec: RunSpec) -> None:
+    """Remove the run directory of ``spec``, and cached samples of its modules.
+
+    Raises
+    ------
+    RunError
+        Where another process works on it, it cannot be removed, or it says what was forgotten, which must not come back.
+    """
+    path = run_path(spec)
+    if not path.is_dir():
+        return
+    if forgotten := Tombstone.read(path).exclusion:
+        remedy = "take another folder by out or FF_RUNS"
+        raise RunError(f"{path}: {forgotten} was forgotten here, and a fresh run would bring it back; {remedy}")
+    with RunDirectory(path).alone():
+        try:
+            drop_copies(cache_root(spec), Exclusion(), {file.stem for file in (path / "modules").glob("*.safetensors")})
+            shutil.rmtree(path)
+        except OSError as error:
+            raise RunError(f"{error.filename}: cannot be removed ({error.strerror}); make the folder writable") from error
+
+
 def execute(
     session: FlowerSession,
     spec: RunSpec,
@@ -181,10 +212,11 @@ def execute(
 
 def main(
     preset: Annotated[str, typer.Option(help="Name of a preset (see `ff-flower presets`), or a path to a TOML file.")] = "",
-    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value over the preset; may be repeated.")] = None,
+    settings: Settings = None,
     cpus_per_client: Annotated[int, typer.Option(help="Cores that Ray reserves per client.")] = 1,
     gpus_per_client: Annotated[float, typer.Option(help="Share of a GPU that Ray reserves per client.")] = 0.0,
     verbose: Annotated[bool, typer.Option(help="Show Flower's and Ray's whole log.")] = False,
+    fresh: Fresh = False,
 ) -> None:
     """Run FederatedFactory, or a baseline, in simulation and print its results.
 
@@ -195,6 +227,8 @@ def main(
         spec, resources = resolve_spec(preset, settings or ()), Resources(cpus_per_client, gpus_per_client)
         check_keys(APP, spec.flat())
     with refusing(FAILED):
+        if fresh:
+            start_afresh(spec)
         print(f"{spec.method} on {spec.data.name}, {spec.num_clients} nodes, {spec.partition.kind}, seed {spec.seed}", flush=True)
         with FlowerSession() as session:
             finished = execute(session, spec, resources, tell=lambda line: print(line, flush=True), verbose=verbose)
@@ -208,7 +242,7 @@ def main(
         show(run_tables(finished.metrics))
         wall = time.monotonic() - began
         outside = max(0.0, wall - sum(value for stage, value in finished.metrics["seconds"].items() if stage != "total"))
-        print(f"wall clock: {wall:.1f} s, of which {outside:.1f} s are none of the stages' (Flower, Ray, imports, data)")
+        print(f"wall clock: {wall:.1f} s, of which {outside:.1f} s outside the stages (Flower, Ray, imports, images)")
         print(f"run directory: {finished.directory}")
         if finished.exit_code == PARTIAL:
             print("the run is partial:", *gaps(finished.metrics), sep="\n  ", file=sys.stderr)

@@ -149,7 +149,7 @@ def read_state(run: Path) -> RunState:
     missing = {partition: reason for partition, reason in failures if partition >= 0}
     records = _Records(contents, _ledger(run), _manifests(contents), missing, _quarantined(contents, metrics, stage))
     places = range(max(contents.spec.num_clients, len(contents.owners)))
-    whole = stage == "done" and not missing and not metrics.get("quarantined")
+    whole = stage == "done" and not (missing or metrics.get("quarantined") or metrics.get("unscored"))
     return RunState(
         stage=stage,
         since=float(progress.get("since", 0.0)),

@@ -93,7 +93,7 @@ class ArrivalGrid(Grid):
         end = float("inf") if timeout is None else time.monotonic() + timeout
         replies: list[Message] = []
         heard = time.monotonic()
-        while waiting and time.monotonic() < end:
+        while waiting:
             arrived = list(self.pull_messages(set(waiting)))
             for message in arrived:
                 waiting.pop(message.metadata.reply_to_message_id, None)
@@ -101,7 +101,9 @@ class ArrivalGrid(Grid):
             replies += arrived
             if arrived:
                 heard = time.monotonic()
-                continue
+                continue  # verifying what came may outlast the time, and others wait to be taken then
+            if time.monotonic() >= end:
+                break
             if time.monotonic() - heard >= self.quiet_seconds:
                 self.wait(tuple(waiting.values()))
                 heard = time.monotonic()

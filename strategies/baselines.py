@@ -3,12 +3,12 @@
 import time
 
 import torch
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
 from ff_flower.classifiers import fit_classifier, predict
 from ff_flower.data import Splits
-from ff_flower.errors import RunError, VerificationError
+from ff_flower.errors import ConfigError, RunError, VerificationError
 from ff_flower.messages import read_answer, request_records
 from ff_flower.metrics import ClassificationMetrics, classification_metrics, mean_metrics
 from ff_flower.reports import busy_seconds
@@ -16,16 +16,23 @@ from ff_flower.run_directory import weights_file
 from ff_flower.seeding import derive_seed
 
 from .averaging import RepeatableAveraging, RoundHistory
-from .nodes import Failure, check_answer, in_partition_order, missing_nodes, wait_for_nodes
+from .nodes import Failure, check_answer, in_partition_order, instructions, missing_nodes, wait_for_nodes
 from .outcome import Outcome
 
 
 def run_averaging(grid: Grid, splits: Splits, outcome: Outcome, device: torch.device) -> None:
     """Run FedAvg or FedProx; report the last round, and beside it the round that validation data prefer."""
     spec, began = outcome.spec, time.time()
+    if not len(splits.val):
+        raise ConfigError(
+            f"{spec.method} reports the round of best validation accuracy, and {splits.info.name} has no validation images here; "
+            "set data.val-fraction above 0"
+        )
     outcome.ledger.transfers.clear()  # rounds are not resumed, so nothing of an earlier attempt counts
     strategy = RepeatableAveraging(spec, outcome.ledger)
     history = RoundHistory(spec, splits, outcome.directory, device)
+    if outcome.progress is not None:
+        outcome.progress.enter("rounds")
     initial = ArrayRecord(history.initial().state_dict())
     strategy.start(grid, initial, spec.averaging.rounds, spec.timeout, evaluate_fn=history.evaluate)
     outcome.rounds, outcome.missing = spec.averaging.rounds, strategy.missing
@@ -42,7 +49,7 @@ def run_local(grid: Grid, splits: Splits, outcome: Outcome, device: torch.device
     spec = outcome.spec
     nodes = wait_for_nodes(grid, spec.num_clients, spec.connect_timeout)
     content = request_records(spec, range(spec.num_clients))
-    messages = [Message(content, dst_node_id=node, message_type="evaluate.local") for node in nodes]
+    messages = instructions(content, nodes, "evaluate.local", spec.timeout)
     contents, failures = in_partition_order(grid.send_and_receive(messages, timeout=spec.timeout), nodes, spec.num_clients)
     scores, answers = {}, []
     for partition, reply in contents.items():

@@ -14,7 +14,7 @@ from ff_flower.data import DatasetInfo
 from ff_flower.errors import RunError, VerificationError
 from ff_flower.messages import count_modules, read_fit_reply, read_signatures, shared_store
 from ff_flower.metrics import Ledger, Transfer
-from ff_flower.registry import Expectation, ModuleLimits, ModuleRegistry, RegisteredModule, SignaturePolicy, module_id
+from ff_flower.registry import Expectation, ModuleRegistry, RegisteredModule, SignaturePolicy, module_id
 from ff_flower.reports import FitReport
 from ff_flower.run_directory import RunDirectory, cache_root, modules_inputs
 from ff_flower.synthesis import SampleCache
@@ -68,7 +68,7 @@ class Collection:
         self.participants = [p for p, owner in enumerate(self.owners) if owner not in spec.exclusion.owners]
         policy = SignaturePolicy.read(spec.trust.public_keys, spec.trust.require_signature)
         self.expectation = Expectation.of_run(spec, info, policy)
-        self.registry = ModuleRegistry(directory.path / "modules", ModuleLimits.of_bytes(spec.trust.max_module_bytes))
+        self.registry = ModuleRegistry.of_run(directory.path, spec)
         directory.withdraw_makers(f"modules/{name}" for name in self.registry.check_signatures(policy))
         self.reports: dict[int, FitReport] = {}
         self.refused: list[dict[str, object]] = []
@@ -149,7 +149,7 @@ class Collection:
             Where networks are evaluated.
         """
         began = time.monotonic()
-        cache = SampleCache(cache_root(self.spec) / "samples")
+        cache = SampleCache(cache_root(self.spec) / "samples", device)
         with torch_threads(self.spec.threads):
             refusals = Vetting(self.registry, self.spec.trust, self.spec.seed, cache, device).refusals()
         partitions = self._partitions()

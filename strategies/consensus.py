@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -20,14 +21,13 @@ from ff_flower.classifiers import (
     predict,
     product_of_experts,
     schedule_of,
-    shapes_of,
     train,
 )
 from ff_flower.config import RunSpec
 from ff_flower.data import Splits
 from ff_flower.figures import sample_grid
 from ff_flower.metrics import ClassificationMetrics, classification_metrics, mean_metrics
-from ff_flower.run_directory import RunDirectory, cache_root, combined_digest, weights_file
+from ff_flower.run_directory import RunDirectory, cache_root, student_inputs, weights_file
 from ff_flower.seeding import derive_seed
 from ff_flower.synthesis import SampleCache, SyntheticDataset, allocate, synthesize
 
@@ -96,14 +96,15 @@ class Consensus:
         if experts:
             self._record("product_of_experts", experts, ("modules", "weights"), ("modules",))
         if "logits" in consensus:
-            if logits := self._logits(len(synthetic)):
-                self._distil(synthetic, product_of_experts(logits), "logits")
+            logits = [self._answered(partition, "logits")["logits"] for partition in answers]
+            self._distil(synthetic, product_of_experts(logits), "logits")
         elif experts:
-            pooled = product_of_experts([predict(expert, synthetic.data.images, self.device) for expert in experts])
+            pooled = product_of_experts([self._predict(expert, synthetic.data.images) for expert in experts])
             self._distil(synthetic, pooled, "weights")
 
     def _distil(self, synthetic: SyntheticDataset, teacher: Tensor, carried_by: str) -> None:
-        inputs = combined_digest(self.strategy.modules_digest(), *(str(p) for p in self.strategy.answers), carried_by)
+        taught_by = [self._answer_path(partition, carried_by) for partition in self.strategy.answers]
+        inputs = student_inputs(self.strategy.modules_digest(), taught_by)
         kept = self._agreed(synthetic, teacher)
         student = self._classifier("student", inputs, lambda: self._fit_student(synthetic, teacher, kept))
         self._record("student", [student], ("modules", carried_by), ("modules",), {"images_left_out": int((~kept).sum())})
@@ -119,7 +120,7 @@ class Consensus:
 
     def _synthesize(self) -> SyntheticDataset:
         shares = allocate(list(self.strategy.collection.registry), self.spec.synthesis.samples_per_class)
-        cache = SampleCache(cache_root(self.spec) / "samples")
+        cache = SampleCache(cache_root(self.spec) / "samples", self.device)
         return synthesize(self.strategy.collection.registry, shares, self.spec.seed, cache, self.device)
 
     def _fit_server(self, synthetic: SyntheticDataset) -> nn.Module:
@@ -158,31 +159,25 @@ class Consensus:
         return network
 
     def _experts(self) -> list[nn.Module]:
-        """Return the nodes' classifiers, as far as they are finite and of the run's network."""
+        """Return the nodes' classifiers, in the order of partitions."""
         experts = []
         for partition in self.strategy.answers:
-            expert, tensors = self._untrained(0), self._answered(partition, "weights")
-            if shapes_of(tensors) != shapes_of(expert.state_dict()) or not _finite(tensors):
-                self._note(f"classifier of node {partition} left out: not a finite {self.spec.classifier.network} of this run")
-                continue
-            expert.load_state_dict(tensors)
+            expert = self._untrained(0)
+            expert.load_state_dict(self._answered(partition, "weights"))
             experts.append(expert)
         return experts
 
-    def _logits(self, rows: int) -> list[Tensor]:
-        """Return the nodes' logits on the synthetic set, as far as they are finite and of its shape."""
-        shape, pooled = (rows, self.splits.num_classes), []
-        for partition in self.strategy.answers:
-            tensors = self._answered(partition, "logits")
-            logits = tensors.get("logits", torch.empty(0))
-            if tuple(logits.shape) != shape or not _finite(tensors):
-                self._note(f"logits of node {partition} left out: {tuple(logits.shape)}, not finite {shape}")
-                continue
-            pooled.append(logits)
-        return pooled
+    def _predict(self, network: nn.Module, images: Tensor) -> Tensor:
+        """Return the logits of a network, which leaves the device again: nodes may have sent a hundred."""
+        logits = predict(network, images, self.device)
+        network.cpu()
+        return logits
 
     def _answered(self, partition: int, name: str) -> dict[str, Tensor]:
-        return load_file(self.directory.path / f"nodes/{partition}/{name}.safetensors")
+        return load_file(self._answer_path(partition, name))
+
+    def _answer_path(self, partition: int, name: str) -> Path:
+        return self.directory.path / f"nodes/{partition}/{name}.safetensors"
 
     def _note(self, text: str) -> None:
         self.outcome.notes.append(text)
@@ -204,7 +199,7 @@ class Consensus:
         if self.spec.data.own and not len(test):
             self.waiting.append(Voters(name, tuple(networks), up, down, extra))
             return
-        logits = [predict(network, test.images, self.device) for network in networks]
+        logits = [self._predict(network, test.images) for network in networks]
         metrics = classification_metrics(logits[0] if len(logits) == 1 else product_of_experts(logits), test.labels)
         where = {"scored_on": "server-test"} if self.spec.data.own else {}
         self.outcome.record(name, metrics.as_dict() | dict(extra) | where, up=up, down=down)
@@ -223,7 +218,3 @@ class Consensus:
             path = self.directory.path / "modules" / f"{share.module_id}.png"
             if not path.exists():
                 sample_grid(synthetic.data.images[synthetic.provenance == index][:64], path)
-
-
-def _finite(tensors: Mapping[str, Tensor]) -> bool:
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())

@@ -17,24 +17,22 @@ from ff_flower.messages import (
     count_modules,
     module_records,
     read_answer,
-    read_tensors,
     request_records,
     shared_store,
     signature_record,
 )
 from ff_flower.metrics import Ledger
 from ff_flower.reports import Answer
-from ff_flower.run_directory import RunDirectory, combined_digest
+from ff_flower.run_directory import RunDirectory, answer_inputs
 
+from .answers import Shapes, check_files, expected_files
 from .arrivals import ArrivalGrid
 from .collection import Collection
 from .introductions import Roll
-from .nodes import Failure, check_answer, claim_of, in_partition_order, missing_nodes, wait_for_nodes
+from .nodes import Failure, check_answer, claim_of, in_partition_order, instructions, missing_nodes, wait_for_nodes
 from .progress import Progress
 
 logger = logging.getLogger("flwr")
-
-CARRIED = {"poe": "weights", "logits": "logits"}  # the file that a node's answer brings for each part of the consensus
 
 
 class FederatedFactory(Strategy):
@@ -88,6 +86,7 @@ class FederatedFactory(Strategy):
         self._node_ids: dict[int, int] = {}
         self._failures: list[Failure] = []
         self._refused: dict[int, list[Failure]] = {}
+        self._expected: Mapping[str, Shapes] = {}
         self._claims: dict[int, set[int]] = {}
         self._asked: list[int] = []
         self._take: Callable[[Message], None] = self._take_modules
@@ -141,7 +140,7 @@ class FederatedFactory(Strategy):
         self.progress.expect(wanted, self._classes_held(), at_once=self.roll is not None)
         self._take = self._take_modules
         content = request_records(self.spec, wanted, server_round, self.federation)
-        return [Message(content, dst_node_id=node, message_type=MessageType.TRAIN) for node in self._asked]
+        return instructions(content, self._asked, MessageType.TRAIN, self.spec.timeout)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Close the collection: name who is missing, quarantine what may not be used, and go on with the rest.
@@ -183,6 +182,7 @@ class FederatedFactory(Strategy):
         self._broadcast_at = time.time()
         self.progress.enter("answers")
         self._take, self._refused = self._take_answer, {}
+        self._expected = expected_files(self.spec, self.info, self.collection.registry)
         content = request_records(self.spec, wanted, server_round, self.federation)
         content.update(module_records(self.collection.registry.files(), shared_store(self.spec)))
         content.update(signature_record(signatures := self.collection.registry.signatures()))
@@ -199,7 +199,7 @@ class FederatedFactory(Strategy):
         logger.info(
             "broadcast: %d modules, %.2f MB to each of %d nodes", len(self.collection.registry), num_bytes / 1e6, len(receivers)
         )
-        return [Message(content, dst_node_id=node, message_type=MessageType.EVALUATE) for node in self._asked]
+        return instructions(content, self._asked, MessageType.EVALUATE, self.spec.timeout)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Name the nodes whose answers are missing."""
@@ -273,7 +273,7 @@ class FederatedFactory(Strategy):
 
     def answer_inputs(self, partition: int) -> str:
         """Return the digest of what a node's answer depends on."""
-        return combined_digest(self.modules_digest(), str(partition))
+        return answer_inputs(self.modules_digest(), partition)
 
     def _unanswered(self) -> list[int]:
         """Return the partitions whose answers are wanted and not in the run directory, and read those that are."""
@@ -288,7 +288,7 @@ class FederatedFactory(Strategy):
     def _keep_answer(self, partition: int, content: RecordDict) -> None:
         answer, files = read_answer(content)
         check_answer(answer, partition, len(self.info.classes))
-        self._check_files(files)
+        check_files(files, self._expected)
         paths = [self.directory.write(f"nodes/{partition}/answer.json", answer.to_json().encode())]
         for name, data in files.items():
             self.ledger.add("up", name, len(data), partition)
@@ -298,11 +298,3 @@ class FederatedFactory(Strategy):
         self.answers[partition] = answer
         seconds = answer.training.ended - answer.synthesis.began
         self.directory.finish(f"answer-{partition}", self.answer_inputs(partition), paths, seconds)
-
-    def _check_files(self, files: Mapping[str, bytes]) -> None:
-        """Refuse other files than the consensus asks for, and files that hold no tensors."""
-        wanted = sorted(CARRIED[part] for part in self.spec.consensus.split(",") if part in CARRIED)
-        if sorted(files) != wanted:
-            raise VerificationError("report", f"an answer came with files {sorted(files)}; asked for were {wanted}")
-        for data in files.values():
-            read_tensors(data)

@@ -2,7 +2,6 @@
 
 import logging
 
-from flwr.app import Message
 from flwr.serverapp import Grid
 
 from ff_flower.config import RunSpec
@@ -12,7 +11,7 @@ from ff_flower.run_directory import RunDirectory
 from ff_flower.unlearning import CONFIRMATIONS, Tombstone, participants
 
 from .introductions import Roll
-from .nodes import in_partition_order, wait_for_nodes
+from .nodes import in_partition_order, instructions, wait_for_nodes
 
 logger = logging.getLogger("flwr")
 
@@ -50,8 +49,8 @@ def tell_nodes(grid: Grid, spec: RunSpec, directory: RunDirectory, roll: Roll | 
     else:
         nodes = sorted(roll.nodes.values())
     content = forget_records(spec, module_ids, roll.federation if roll else None)
-    messages = [Message(content, dst_node_id=node, message_type="query.forget") for node in nodes]
-    replies = grid.send_and_receive(messages, timeout=min(spec.timeout, FORGET_SECONDS))
+    patience = min(spec.timeout, FORGET_SECONDS)
+    replies = grid.send_and_receive(instructions(content, nodes, "query.forget", patience), timeout=patience)
     contents, failures = in_partition_order(replies, nodes, spec.num_clients, roll.partitions if roll else None)
     confirmed, reasons = {}, [failure.reason for failure in failures]
     for partition, reply in contents.items():

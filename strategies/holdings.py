@@ -62,7 +62,7 @@ def survey(grid: Grid | None, spec: RunSpec, directory: RunDirectory, splits: Sp
         counts = label_distribution(labels, parts, splits.num_classes)
         return Holdings(splits, _without_excluded(spec, owners, counts))
     roll = call_roll(grid, spec, directory)
-    info = own_info(roll.federation.classes, roll.federation.image_shape)
+    info = own_info(spec.data, roll.federation.classes, roll.federation.image_shape)
     owners = roll.owners(spec)
     _check_exclusion(spec, owners, len(info.classes))
     held, left_out = server_splits(spec.data, info)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import Message
 from flwr.serverapp import Grid
 
 from ff_flower.config import RunSpec, class_names
@@ -16,7 +15,7 @@ from ff_flower.federation import Enrolment, Federation, Introduction, enrol
 from ff_flower.messages import read_introduction, request_records
 from ff_flower.run_directory import RunDirectory
 
-from .nodes import STANDSTILL_SECONDS, Failure, last_line
+from .nodes import STANDSTILL_SECONDS, Failure, instructions, last_line
 
 logger = logging.getLogger("flwr")
 
@@ -95,10 +94,11 @@ def call_roll(grid: Grid | None, spec: RunSpec, directory: RunDirectory) -> Roll
     present = {federation.partition(one.name): node for node, one in accepted.items()}
     introductions = earlier | {one.name: one for one in accepted.values()}
     reasons = list(dict.fromkeys(failure.reason for failure in failures))
-    if len(present) < least:
+    taking_part = [one for one in accepted.values() if one.name not in spec.exclusion.owners]
+    if len(taking_part) < least:
         remedy = "" if spec.min_nodes else " (all; min-nodes allows fewer)"
         said = "; ".join([f"{len(told)} SuperNodes are connected", *reasons])
-        raise RunError(f"{len(present)} of {spec.num_clients} sites take part, {least} must{remedy}: {said}")
+        raise RunError(f"{len(taking_part)} of {spec.num_clients} sites take part, {least} must{remedy}: {said}")
     strangers = [] if len(present) < spec.num_clients else [f"a node is left out: {reason}" for reason in reasons]
     if known and known.classes != federation.classes:  # a classifier for fewer classes is none for these
         directory.withdraw([stage for stage in directory.receipts() if not stage.startswith("fit-")])
@@ -158,9 +158,10 @@ def _meet(grid: Grid, spec: RunSpec, known: Federation | None) -> tuple[dict[int
 def _introduce(grid: Grid, spec: RunSpec, nodes: list[int]) -> dict[int, Introduction | Failure]:
     """Return what ``nodes`` tell of themselves, or why they do not, by node id."""
     content = request_records(spec, ())
-    messages = [Message(content, dst_node_id=node, message_type="query.introduce") for node in nodes]
+    patience = min(spec.timeout, max(spec.connect_timeout, INTRODUCTION_SECONDS))
+    messages = instructions(content, nodes, "query.introduce", patience)
     told: dict[int, Introduction | Failure] = dict.fromkeys(nodes, Failure(-1, "a node did not introduce itself in time"))
-    for reply in grid.send_and_receive(messages, timeout=min(spec.timeout, max(spec.connect_timeout, INTRODUCTION_SECONDS))):
+    for reply in grid.send_and_receive(messages, timeout=patience):
         node = reply.metadata.src_node_id
         if reply.has_error():
             told[node] = Failure(-1, f"a node cannot take part: {last_line(reply.error.reason or '')}")

@@ -7,11 +7,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import DEFAULT_TTL, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from ff_flower.errors import RunError, VerificationError
-from ff_flower.reports import Answer
+from ff_flower.reports import Answer, plain_text
 
 logger = logging.getLogger("flwr")
 
@@ -70,6 +70,15 @@ def wait_for_nodes(
             f'--federation-config "num-supernodes={expected} client-resources-num-cpus=1"'
         )
     return sorted(ids)
+
+
+def instructions(content: RecordDict, nodes: Iterable[int], message_type: str, timeout: float) -> list[Message]:
+    """Return a message to every node, all with the same records, to which a reply is valid as long as it is waited for.
+
+    Flower refuses a reply beyond its message's time to live, which is twelve hours unless it is set.
+    """
+    ttl = max(float(DEFAULT_TTL), timeout)
+    return [Message(content, dst_node_id=node, message_type=message_type, ttl=ttl) for node in nodes]
 
 
 def in_partition_order(
@@ -143,7 +152,7 @@ def check_answer(answer: Answer, partition: int, num_classes: int) -> None:
 
 
 def last_line(reason: str) -> str:
-    """Return the useful end of an error's text, without terminal colours."""
+    """Return the useful end of an error's text, without terminal colours and other control characters."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", reason)
     lines = [line.strip() for line in plain.splitlines() if line.strip()]
-    return lines[-1].removesuffix("'>") if lines else "no reason given"
+    return plain_text(lines[-1].removesuffix("'>")) if lines else "no reason given"

@@ -129,6 +129,7 @@ class Outcome:
             "bytes": self.ledger.totals(),
             "rounds": self.rounds,
             "nodes": self.nodes,
+            "unscored": self.unscored,
             "missing": [asdict(failure) for failure in self.missing],
             "quarantined": self.quarantined,
             "declined": self.declined,

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from flwr.app import Message
 from flwr.serverapp import Grid
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from ff_flower.metrics import ClassificationMetrics, metrics_of_counts
 from ff_flower.run_directory import weights_file
 
 from .introductions import Roll
-from .nodes import Failure, in_partition_order
+from .nodes import Failure, in_partition_order, instructions
 from .outcome import Outcome
 
 logger = logging.getLogger("flwr")
@@ -87,7 +86,7 @@ def _ask(
     for partition in nodes.values():
         outcome.ledger.add("down", "classifiers", num_bytes, partition)
     logger.info("scores: %d classifiers, %.2f MB to each of %d sites", len(files), num_bytes / 1e6, len(nodes))
-    messages = [Message(content, dst_node_id=node, message_type="evaluate.score") for node in nodes]
+    messages = instructions(content, nodes, "evaluate.score", spec.timeout)
     replies = grid.send_and_receive(messages, timeout=spec.timeout)
     contents, failures = in_partition_order(replies, list(nodes), spec.num_clients, nodes)
     tallies = {}

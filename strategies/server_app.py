@@ -58,7 +58,8 @@ def run(grid: Grid | None, spec: RunSpec) -> RunDirectory:
     Raises
     ------
     FederatedFactoryError
-        When the spec does not fit the images, too little arrives to go on, or another server is at work on the run.
+        When the spec does not fit the images, these are not those with which the run began, too little arrives to go on, or
+        another server is at work on the run.
     """
     splits = None if spec.data.own else load_splits(spec.data, spec.seed)
     directory = RunDirectory.open(spec)
@@ -67,14 +68,27 @@ def run(grid: Grid | None, spec: RunSpec) -> RunDirectory:
         return _resume(grid, spec, directory, splits)
 
 
+def _hold_images(directory: RunDirectory, splits: Splits) -> None:
+    """Note which images the run is made of; RunError where it began with others."""
+    held, digest = directory.path / "images.json", splits.digest()
+    if not held.exists():
+        directory.write_json(held.name, {"sha256": digest})
+    elif digest not in held.read_text(errors="replace"):
+        remedy = "put them back, or keep the runs apart: set out or FF_RUNS to another folder"
+        raise RunError(f"the images of {splits.info.name} are not those with which {directory.path} began; {remedy}")
+
+
 def _resume(grid: Grid | None, spec: RunSpec, directory: RunDirectory, splits: Splits | None) -> RunDirectory:
     """Make what the run directory does not have yet."""
-    began = time.time()
+    began, asked = time.time(), spec
     spec = honour(directory, spec)
+    if splits is not None:
+        _hold_images(directory, splits)
     if directory.is_done("run", spec.digest()):
-        logger.info("every stage of this spec is done and verified; nothing to do")
+        logger.info("every stage of this spec is done and verified; nothing to do; to make it anew, remove %s", directory.path)
         return directory
     directory.withdraw(["run"])
+    directory.describe(asked)
     progress = Progress(directory)
     with progress.told():
         outcome = _make(grid, spec, directory, splits, progress)

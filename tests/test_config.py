@@ -25,7 +25,7 @@ def _fields(spec: Spec, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
 FIELDS = dict(_fields(RunSpec()))
 DEFAULTS = RunSpec().flat()
 ASIDE = {"out", "timeout", "connect-timeout", "transport", "data.root", "data.download", "module.checkpoint-seconds"}
-ASIDE |= {"trust.public-keys"}
+ASIDE |= {"trust.public-keys", "min-nodes", "min-modules", "min-classes"}
 SITES: dict[str, Scalar] = {"data.name": "sites", "num-clients": 1}
 BESIDE: dict[str, dict[str, Scalar]] = {  # what a key cannot be set without
     "min-nodes": SITES,
@@ -76,9 +76,10 @@ def test_nothing_set_is_the_default() -> None:
 def test_the_wrong_type_is_refused(key: str) -> None:
     """A text for a number, a number for a text or anything but a boolean for a switch gives one line with key and value."""
     value = 7.5 if isinstance(DEFAULTS[key], str) else "many"
-    said = _refusal(key, value)
+    said, default = _refusal(key, value), DEFAULTS[key]
     assert said.startswith(f"{key} = {value!r}: must be ") and len(said.splitlines()) == 1
-    assert said.endswith(f"the default is {DEFAULTS[key]!r}")
+    assert said.endswith(f"the default is {str(default).lower() if isinstance(default, bool) else repr(default)}")
+    assert not isinstance(default, bool) or "must be true or false" in said
 
 
 @pytest.mark.parametrize("key", [key for key, value in DEFAULTS.items() if type(value) in (int, float)])
@@ -150,7 +151,7 @@ def test_integers_pass_for_floats() -> None:
 
 @pytest.mark.parametrize("key", DEFAULTS)
 def test_the_digest_sees_what_can_change_a_result(key: str) -> None:
-    """The digest changes with every key but those that say where data lie, whether to download, how long to wait or to save."""
+    """The digest changes with every key but those that say where data lie, how long to wait or to save, and what is enough."""
     beside = BESIDE.get(key, {})
     changed = from_run_config({key: _other(key), **beside}).digest() != from_run_config(beside).digest()
     assert changed == (key not in ASIDE)

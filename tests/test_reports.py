@@ -9,21 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ff_flower.errors import VerificationError
-from ff_flower.reports import Answer, Declined, Fallback, FitReport, Forgotten, Interval, busy_seconds
+from ff_flower.reports import Answer, Declined, Fallback, FitReport, Forgotten, Interval, busy_seconds, plain_text
 
 SHARES = st.floats(0, 1)
 SECONDS = st.floats(0, 1e10)
 INTERVALS = st.builds(Interval, SECONDS, SECONDS)
 COUNTS = st.integers(0, 10**9)
 LABELS = st.integers(0, 1000).map(str)
+REASONS = st.text(max_size=20).map(plain_text)
 FIT_REPORTS = st.builds(
     FitReport,
     partition=COUNTS,
     label_counts=st.dictionaries(LABELS, COUNTS, max_size=4),
     modules=st.dictionaries(LABELS, st.text("0123456789abcdef", max_size=64), max_size=4),
-    declined=st.lists(st.builds(Declined, st.integers(-1, 1000), st.text(max_size=20)), max_size=3).map(tuple),
+    declined=st.lists(st.builds(Declined, st.integers(-1, 1000), REASONS), max_size=3).map(tuple),
     work=INTERVALS,
-    fallbacks=st.lists(st.builds(Fallback, st.integers(0, 1000), st.text(max_size=20)), max_size=3).map(tuple),
+    fallbacks=st.lists(st.builds(Fallback, st.integers(0, 1000), REASONS), max_size=3).map(tuple),
     peak_memory=COUNTS,
 )
 ANSWERS = st.builds(
@@ -175,3 +176,17 @@ def test_an_interval_lies_in_our_time(second):
     for ends in ({"began": second, "ended": 2.0}, {"began": 1.0, "ended": second}):
         with pytest.raises(VerificationError, match="report: "):
             FitReport.from_json(json.dumps(json.loads(FIT.to_json()) | {"work": ends}))
+
+
+@given(st.text())
+def test_what_a_node_says_is_one_printable_line(reason):
+    """Whatever a node gives as its reason can be written to a log, a file and a terminal, and is said once only."""
+    values = {"label": 1, "reason": f"\ud800\x1b]0;title\x07\n{reason}" * 100}
+    text = json.dumps(json.loads(GOOD_REPORT) | {"declined": [values], "fallbacks": [values]})
+    report = FitReport.from_json(text)
+    for one in (*report.declined, *report.fallbacks):
+        assert one.reason.isprintable() and len(one.reason) <= 500 and one.reason.encode()
+        assert plain_text(one.reason) == one.reason
+
+
+GOOD_REPORT = FitReport(0, {"1": 3}, {}, (), Interval(0.0, 1.0)).to_json()

@@ -9,6 +9,7 @@ from .base import Scalar, Spec, unknown_name
 from .exclusion import Exclusion
 from .images import DataSpec, PartitionSpec
 from .modules import (
+    HEADS,
     SIZES,
     EDMSpec,
     FlowSpec,
@@ -32,9 +33,11 @@ from .run import (
     spec_digest,
 )
 from .sites import OWN, OWNER, ManifestSpec, SitePlace, class_names, site_name, site_places
-from .trust import TrustSpec
+from .trust import MAX_MODULE_MB, TrustSpec
 
 __all__ = [
+    "HEADS",
+    "MAX_MODULE_MB",
     "OWN",
     "OWNER",
     "SIZES",

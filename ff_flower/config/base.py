@@ -26,11 +26,12 @@ class Spec(BaseModel):
         return dict(_flatten(self.model_dump(by_alias=True)))
 
 
-def unknown_name(what: str, name: str, known: list[str]) -> str:
-    """Return the sentence that refuses ``name`` and lists what exists."""
+def unknown_name(what: str, name: str, known: list[str], command: str = "") -> str:
+    """Return the sentence that refuses ``name`` and lists what exists, or names the command that does."""
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"unknown {what} {name!r}{hint}; there are: {', '.join(sorted(known))}"
+    remedy = f"`{command}` lists all" if command else f"there are: {', '.join(sorted(known))}"
+    return f"unknown {what} {name!r}{hint}; {remedy}"
 
 
 def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Scalar]]:

@@ -22,6 +22,9 @@ class DataSpec(Spec):
         Whether a set that is not under ``root`` may be downloaded.
     size : int
         Height and width in pixels to which images are resized; 0 keeps their own.
+    augmentation : str
+        What may happen to images in the training of classifiers without changing their labels, of all methods alike; a name of
+        ``ff_flower.data.AUGMENTATIONS``, or ``auto``: as the table of image sets says, and ``none`` for images of your own.
     val_fraction : float
         Share of the training images held out for validation where no official validation split exists.
     test_fraction : float
@@ -39,6 +42,7 @@ class DataSpec(Spec):
     root: str = ""
     download: bool = True
     size: int = Field(default=0, ge=0, le=1024)
+    augmentation: Literal["auto", "none", "digits", "natural", "dihedral", "scan", "mirrored-scan"] = "auto"
     val_fraction: Fraction = 0.1
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     sites: str = ""

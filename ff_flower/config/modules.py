@@ -11,6 +11,7 @@ from .base import Count, Fraction, NonNegative, Positive, Spec
 
 Kind = Literal["edm", "flow", "vae", "gaussian_mixture"]
 ImageShape = tuple[int, int, int]
+HEADS = 4  # of attention
 
 
 class KindSpec(Spec):
@@ -87,7 +88,8 @@ class NetworkSpec(TrainingSpec):
     Attributes
     ----------
     size : str
-        ``tiny`` (8 to 16 pixels, CPU), ``small`` (to 32, CPU in minutes), ``base`` (to 64, GPU) or ``large`` (to 128, GPU).
+        ``tiny`` (8 to 16 pixels, CPU), ``small`` (to 32, CPU in minutes), ``base`` (to 64, GPU), ``large`` (to 128, GPU), or
+        ``auto``: the smallest of these that takes the images.
     channels, depth, levels : int
         Width of the network's upper level (multiple of 8), residual blocks per stage, and resolutions; 0 as ``size`` says.
     patch : int
@@ -97,7 +99,7 @@ class NetworkSpec(TrainingSpec):
         ``dihedral`` (all eight symmetries of the square, as for cells).
     """
 
-    size: Literal["tiny", "small", "base", "large"] = "tiny"
+    size: Literal["auto", "tiny", "small", "base", "large"] = "auto"
     channels: int = Field(default=0, ge=0, le=512, multiple_of=8)
     depth: int = Field(default=0, ge=0, le=8)
     levels: int = Field(default=0, ge=0, le=4)
@@ -105,18 +107,21 @@ class NetworkSpec(TrainingSpec):
     symmetry: Literal["none", "mirror", "dihedral"] = "none"
 
     def resolved(self, image_shape: ImageShape) -> Self:
-        """Return the spec with the numbers that ``size`` stands for, as far as none are given."""
-        size, side = SIZES[self.size], max(image_shape[1:])
+        """Return the spec with a size in the place of ``auto``, and its numbers where none are given."""
+        side = max(image_shape[1:])
+        fitting = next((name for name, size in SIZES.items() if side <= size.largest), "large")
+        name = fitting if self.size == "auto" else self.size
+        size = SIZES[name]
         if side > size.largest:
-            fitting = [name for name, other in SIZES.items() if side <= other.largest]
-            remedy = f"set size = {fitting[0]!r}, or" if fitting else "set"
+            remedy = f"set its size to 'auto' or {fitting!r}, or" if side <= SIZES[fitting].largest else "set"
             raise ConfigError(
-                f"images of {image_shape[1]} x {image_shape[2]} pixels: a network of size {self.size!r} takes up to "
+                f"images of {image_shape[1]} x {image_shape[2]} pixels: a network of size {name!r} takes up to "
                 f"{size.largest}; {remedy} data.size to {size.largest} or less"
             )
         patch = next(patch for patch in (1, 2, 4, 8) if side <= patch * size.grid)
         return self.model_copy(
             update={
+                "size": name,
                 "channels": self.channels or size.channels,
                 "depth": self.depth or size.depth,
                 "levels": self.levels or size.levels,
@@ -126,8 +131,11 @@ class NetworkSpec(TrainingSpec):
 
     def activations(self, image_shape: ImageShape) -> int:
         """Return about how many numbers the network holds at a time for one image, once it is `resolved`."""
-        grid = math.ceil(image_shape[1] / self.patch) * math.ceil(image_shape[2] / self.patch)
-        return grid * self.channels * (2 * self.depth + 4)  # lower levels have twice the channels and a quarter of the grid
+        height, width = (math.ceil(side / self.patch) for side in image_shape[1:])
+        convolved = height * width * self.channels * (2 * self.depth + 4)  # lower levels have a quarter of the grid
+        attended = max(1, self.levels - 2)  # the highest of the levels that attend
+        positions = math.ceil(height / 2**attended) * math.ceil(width / 2**attended) if self.levels > 1 else 0
+        return convolved + HEADS * positions**2
 
 
 class UNetSpec(NetworkSpec):
@@ -147,8 +155,8 @@ class UNetSpec(NetworkSpec):
 
     def resolved(self, image_shape: ImageShape) -> Self:
         """Return the spec with the numbers that ``size`` stands for, as far as none are given."""
-        rank = self.rank if self.rank >= 0 else SIZES[self.size].rank
-        return super().resolved(image_shape).model_copy(update={"rank": rank})
+        spec = super().resolved(image_shape)
+        return spec if self.rank >= 0 else spec.model_copy(update={"rank": SIZES[spec.size].rank})
 
 
 class EDMSpec(UNetSpec):
@@ -232,7 +240,8 @@ class VAESpec(NetworkSpec):
 
     def resolved(self, image_shape: ImageShape) -> Self:
         """Return the spec with the numbers that ``size`` stands for, as far as none are given."""
-        return super().resolved(image_shape).model_copy(update={"latent": self.latent or SIZES[self.size].latent})
+        spec = super().resolved(image_shape)
+        return spec if self.latent else spec.model_copy(update={"latent": SIZES[spec.size].latent})
 
 
 class GaussianMixtureSpec(KindSpec):

@@ -213,7 +213,7 @@ class RunSpec(Spec):
         return OWN if self.data.own else self.partition.kind
 
     def for_nodes(self) -> "RunSpec":
-        """Return what nodes are sent: those of a deployment know their own folders, and nothing of the server's."""
+        """Return what nodes are sent: those of a deployment have folders of their own in the place of the server's."""
         if not self.data.own or self.data.sites:
             return self
         return self.model_copy(update={"out": "", "data": self.data.model_copy(update={"root": "", "server_test": ""})})
@@ -239,7 +239,7 @@ class RunSpec(Spec):
 def spec_digest(flat: Mapping[str, Scalar]) -> str:
     """Return the SHA-256 of everything in a flat spec that can change a result, see `RunSpec.digest`."""
     aside = {"out", "timeout", "connect-timeout", "transport", "data.root", "data.download", "trust.public-keys"}
-    aside |= {"module.checkpoint-seconds"}
+    aside |= {"module.checkpoint-seconds", "min-nodes", "min-modules", "min-classes"}
     kept = {key: value for key, value in flat.items() if key not in aside}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
@@ -262,7 +262,7 @@ def from_run_config(run_config: Mapping[str, Scalar]) -> RunSpec:
     problems = []
     for key, value in run_config.items():
         if key not in known:
-            problems.append(unknown_name("key", key, list(known)))
+            problems.append(unknown_name("key", key, list(known), "ff-flower config"))
             continue
         *tables, last = key.split(".")
         table = nested
@@ -282,5 +282,13 @@ def from_run_config(run_config: Mapping[str, Scalar]) -> RunSpec:
 def _sentence(detail: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     rule = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    rule = rule.replace("a valid boolean", "true or false")
     default = RunSpec().flat().get(key)
-    return f"{key} = {detail['input']!r}: must be {rule}" + ("" if default is None else f"; the default is {default!r}")
+    return f"{key} = {_written(detail['input'])}: must be {rule}" + (
+        "" if default is None else f"; the default is {_written(default)}"
+    )
+
+
+def _written(value: Any) -> str:
+    """Return a value as it is written in a preset or behind ``--set``."""
+    return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from .base import Fraction, NonNegative, Spec
 
+MAX_MODULE_MB = 512  # the largest limit that a run can set
+
 
 class TrustSpec(Spec):
     """What is asked of modules before they are used.
@@ -30,7 +32,7 @@ class TrustSpec(Spec):
         Folder of ``OWNER.pub`` files; a node may name its own by ``public-keys`` in its node-config, which counts there.
     """
 
-    max_module_mb: int = Field(default=64, ge=1, le=512)
+    max_module_mb: int = Field(default=64, ge=1, le=MAX_MODULE_MB)
     probe: int = Field(default=64, ge=0, le=512)
     min_variation: NonNegative = 2.0
     min_correlation: float = Field(default=0.1, ge=-1, le=1)

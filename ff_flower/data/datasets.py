@@ -4,6 +4,7 @@ Official splits are kept. Where none exists, test images are held out by a fixed
 images by the run's seed; both class by class.
 """
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -73,6 +74,10 @@ class Splits:
     def num_classes(self) -> int:
         """Number of classes, with or without images."""
         return len(self.info.classes)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all images and labels, and of how they are split."""
+        return hashlib.sha256("".join(part.digest() for part in (self.train, self.val, self.test)).encode()).hexdigest()
 
 
 def _medmnist(
@@ -190,7 +195,7 @@ def read_source(location: str, spec: DataSpec) -> Source:
 
 def split_source(name: str, source: Source, spec: DataSpec, seed: int) -> Splits:
     """Hold out what has no official split, as in `load_splits`; ``name`` is the set's."""
-    info = _described(name, source)
+    info = with_augmentation(_described(name, source), spec)
     for part in (source.train, source.val, source.test):
         if len(part) and int(part.labels.max()) >= len(info.classes):
             found, allowed = int(part.labels.max()), len(info.classes)
@@ -204,6 +209,11 @@ def split_source(name: str, source: Source, spec: DataSpec, seed: int) -> Splits
     if len(test) == 0:
         raise DataError(f"{name}: no class has two images; one of each class is held out for testing; add images")
     return Splits(info, train, val, test)
+
+
+def with_augmentation(info: DatasetInfo, spec: DataSpec) -> DatasetInfo:
+    """Return ``info`` with the augmentation that ``spec`` names; ``auto`` leaves the set's own."""
+    return info if spec.augmentation == "auto" else replace(info, augmentation=spec.augmentation)
 
 
 def _data_root(spec: DataSpec) -> Path:

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,9 +17,13 @@ from filelock import FileLock
 from ..errors import DataError
 from .image_sets import ImageSet, Source, empty_like
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 ISIC_CODES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")  # columns of the official CSV, in its order
 ISIC_SIZE = 64  # pixels a side where data.size is 0
 _SPLITS = ("train", "val", "test")
+_ORIENTATION = 0x0112  # EXIF's tag
 _GREYSCALE = {"1", "L", "LA"}
 _EIGHT_BITS = _GREYSCALE | {"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 
@@ -120,7 +125,7 @@ def _common_mode(files: Sequence[Path], size: int) -> str:
     for file in files:
         try:
             with Image.open(file) as image:
-                mode, shape = image.mode, image.size
+                mode, shape = image.mode, _upright(image)
         except OSError as error:
             raise DataError(f"{file} is no image ({error}); class folders hold images only; remove or hide it") from error
         if mode not in _EIGHT_BITS:
@@ -135,9 +140,17 @@ def _common_mode(files: Sequence[Path], size: int) -> str:
     return "L" if modes <= _GREYSCALE else "RGB"
 
 
+def _upright(image: "Image.Image") -> tuple[int, int]:
+    """Return width and height of an image as it is looked at; cameras note how they were turned."""
+    turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    width, height = image.size
+    return (height, width) if turned else (width, height)
+
+
 def _read_split(listing: dict[str, list[Path]], classes: list[str], mode: str, size: int) -> ImageSet:
     files = [(file, classes.index(label)) for label, paths in listing.items() for file in paths]
-    pixels = np.stack([_read_file(file, mode, size) for file, _ in files])  # (n, H, W) or (n, H, W, 3)
+    with ThreadPoolExecutor() as pool:
+        pixels = np.stack(list(pool.map(lambda one: _read_file(one[0], mode, size), files)))  # (n, H, W) or (n, H, W, 3)
     images = pixels[:, None] if mode == "L" else pixels.transpose(0, 3, 1, 2).copy()
     return ImageSet(torch.from_numpy(images), torch.tensor([label for _, label in files]))
 
@@ -150,7 +163,7 @@ def _read_file(file: Path, mode: str, size: int, crop: bool = False) -> np.ndarr
         with Image.open(file) as image:
             if size:
                 image.draft(mode, (2 * size, 2 * size))  # JPEG decodes to a smaller image at once
-            converted = image.convert(mode)
+            converted = ImageOps.exif_transpose(image).convert(mode)
     except OSError as error:
         raise DataError(f"{file} cannot be read ({error}); images must be whole; replace or remove it") from error
     if size and crop:

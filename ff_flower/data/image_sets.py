@@ -1,5 +1,6 @@
 """Labelled images as value objects, and the two things done to them: held out and resized."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,6 +60,13 @@ class ImageSet:
     def of_label(self, label: int) -> "ImageSet":
         """Return the images of one class, in order."""
         return self.subset(self.labels == label)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of shape, images and labels."""
+        content = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        content.update(self.images.numpy().tobytes())
+        content.update(self.labels.numpy().tobytes())
+        return content.hexdigest()
 
     def to(self, device: str | torch.device) -> "ImageSet":
         """Return the set on ``device``."""

@@ -8,24 +8,27 @@ import torch
 
 from ..config import OWN, DataSpec
 from ..errors import DataError
-from .datasets import DatasetInfo, Splits, read_source, split_source
+from .datasets import DatasetInfo, Splits, read_source, split_source, with_augmentation
 from .image_sets import ImageSet, concatenate, empty_like
 
 LONGEST_NAME = 128  # characters of a class's name, as in a manifest
 
 
-def own_info(classes: Sequence[str], shape: tuple[int, int, int]) -> DatasetInfo:
+def own_info(spec: DataSpec, classes: Sequence[str], shape: tuple[int, int, int]) -> DatasetInfo:
     """Describe the image set that all sites hold together.
 
     Parameters
     ----------
+    spec : DataSpec
+        Names the augmentation.
     classes : sequence of str
         Names of the classes, by label.
     shape : tuple of int
         (C, H, W) of the images.
     """
     task = "binary-class" if len(classes) == 2 else "multi-class"
-    return DatasetInfo(OWN, "images of the sites", tuple(classes), shape, task, "not stated", "none", OWN, "")
+    info = DatasetInfo(OWN, "images of the sites", tuple(classes), shape, task, "not stated", "none", OWN, "")
+    return with_augmentation(info, spec)
 
 
 def load_own(location: str, spec: DataSpec, seed: int) -> Splits:
@@ -108,6 +111,8 @@ def server_splits(spec: DataSpec, info: DatasetInfo) -> tuple[Splits, list[str]]
     if shape != info.shape:
         raise DataError(f"data.server-test: images are {shape}, the sites' {info.shape} (channels, height, width); set data.size")
     names = [_normal(name) for name in source.classes or [str(label) for label in range(int(images.labels.max()) + 1)]]
+    if (highest := int(images.labels.max())) >= len(names):
+        raise DataError(f"data.server-test: label {highest}; its {len(names)} classes count from 0; relabel these images")
     known = torch.tensor([name in info.classes for name in names])
     present = sorted({names[label] for label in images.labels.tolist()})
     test = _relabelled(images.subset(known[images.labels]), names, info.classes)

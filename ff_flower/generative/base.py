@@ -135,8 +135,8 @@ class GenerativeModule(ABC, Generic[SpecT]):
         for _ in range(first):
             self._noise(generator)
         parts = []
-        for noise in self._batches(generator, stop - first):
-            batch = self._generate(noise.to(self.device))
+        for noise, rows in self._batches(generator, stop - first):
+            batch = self._generate(noise.to(self.device))[:rows]
             if check is not None:
                 check(batch)
             parts.append(to_uint8(batch).cpu())
@@ -171,12 +171,12 @@ class GenerativeModule(ABC, Generic[SpecT]):
     def _noise(self, generator: torch.Generator) -> Tensor:
         return torch.randn((BLOCK, *self.latent_shape), generator=generator)
 
-    def _batches(self, generator: torch.Generator, blocks: int) -> Iterator[Tensor]:
-        """Yield noise for ``blocks`` blocks in batches of one shape; a last short batch is filled with zeros and cut."""
+    def _batches(self, generator: torch.Generator, blocks: int) -> Iterator[tuple[Tensor, int]]:
+        """Yield noise for ``blocks`` blocks in batches of one shape, the last perhaps filled up, and the rows to keep of each."""
         for begin in range(0, blocks, self.batch_blocks):
             drawn = [self._noise(generator) for _ in range(min(self.batch_blocks, blocks - begin))]
             filling = [torch.zeros_like(drawn[0])] * (self.batch_blocks - len(drawn))
-            yield torch.cat(drawn + filling)
+            yield torch.cat(drawn + filling), len(drawn) * BLOCK
 
 
 def blocks_at_once(spec: NetworkSpec, image_shape: ImageShape, device: torch.device) -> int:

@@ -77,10 +77,10 @@ class StandardizedModel(Objective):
         self.register_buffer("scale", torch.ones(()))
 
     def draw(self, images: Tensor, random: torch.Generator) -> tuple[Tensor, ...]:
-        """Return standardized images, noise levels, noise, and what augmentation did."""
+        """Return standardized images, noise levels, noise, and, in training, what told augmentation did."""
         images = augment(images, self.policy, random)
         told: tuple[Tensor, ...] = ()
-        if self.spec.augmentation:
+        if self.spec.augmentation and self.training:
             images, label = augment_and_tell(images, self.spec.augmentation, random)
             told = (label,)
         strata = torch.arange(len(images), device=images.device)
@@ -152,8 +152,10 @@ class DiffusionModule(GenerativeModule[UNetSpecT]):
 
     def _fit(self, images: Tensor, seed: int, options: FitOptions) -> None:
         kept, held = split_holdout(to_unit(images), options.holdout, seed)
-        rows = shuffled_copies(kept, self.spec.symmetry, seed).flatten(1)
-        prior, centre, scale = GaussianPrior.fit(rows, self.spec.rank, seed)
+        rows = shuffled_copies(kept, self.spec.symmetry, seed)
+        if self.spec.augmentation:  # what the Gaussian does not expect, its error would weigh far too much
+            rows, _ = augment_and_tell(rows, self.spec.augmentation, generator(seed, "told rows"))
+        prior, centre, scale = GaussianPrior.fit(rows.flatten(1), self.spec.rank, seed)
         network = seeded(lambda: self._build(prior), derive_seed(seed, "init"))
         network.centre.copy_(centre.reshape(self.image_shape))
         network.scale.copy_(scale)

@@ -59,8 +59,8 @@ class GaussianPrior(nn.Module):
         Returns
         -------
         tuple of GaussianPrior, Tensor, Tensor
-            The prior of (rows - centre) / scale, the centre (D,) and the scale ().  All are rounded to half precision, in
-            which they are stored: what the network is trained on is what will be sampled from.
+            The prior of (rows - centre) / scale, the centre (D,) and the scale (). All are rounded to float16, in which a
+            module file holds them by default: what the network is trained on is then what will be sampled from.
         """
         from sklearn.decomposition import PCA
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]

@@ -5,6 +5,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from ..errors import ModuleError
 from ..seeding import library_seed
 
 
@@ -60,17 +61,27 @@ class GaussianMixtureDensity(nn.Module):
         -------
         tuple of GaussianMixtureDensity, int, float
             The density in single precision, the passes that were made, and the mean logarithmic likelihood.
+
+        Raises
+        ------
+        ModuleError
+            When the points are not finite, or too alike for their regularization.
         """
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+        if not bool(torch.isfinite(rows).all()):
+            raise ModuleError("points of a mixture are not finite: the training before it diverged; lower its learning rate")
         points = rows.double().numpy()
         model = GaussianMixture(mixtures, reg_covar=regularization, max_iter=rounds, random_state=library_seed(seed, "mixture"))
         with threadpool_limits(1), warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the last rounds change little, and their number is a budget
-            model.fit(points if len(points) > 1 else points.repeat(2, axis=0))
-            factors = torch.linalg.cholesky(torch.from_numpy(model.covariances_))
+            try:
+                model.fit(points if len(points) > 1 else points.repeat(2, axis=0))
+                factors = torch.linalg.cholesky(torch.from_numpy(model.covariances_))
+            except (ValueError, RuntimeError) as error:
+                raise ModuleError(f"a mixture's covariance is not positive definite ({error}); raise regularization") from error
         weights, means = torch.from_numpy(model.weights_).float(), torch.from_numpy(model.means_).float()
         return cls(weights, means, factors.float()), int(model.n_iter_), float(model.lower_bound_)
 

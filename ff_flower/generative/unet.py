@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import HEADS
+
 
 class NoiseEmbedding(nn.Module):
     """Sinusoids of a scalar per image, followed by a two-layer perceptron."""
@@ -29,7 +31,7 @@ class NoiseEmbedding(nn.Module):
 class Attention(nn.Module):
     """Self-attention over all positions; begins as the identity plus a bias."""
 
-    def __init__(self, channels: int, heads: int = 4) -> None:
+    def __init__(self, channels: int, heads: int = HEADS) -> None:
         super().__init__()
         self.heads = heads
         self.norm = nn.GroupNorm(8, channels)

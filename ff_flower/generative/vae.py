@@ -163,7 +163,8 @@ class VAEModule(GenerativeModule[VAESpec]):
                 mean, log_variance = network.encoder(images)
                 noise = torch.randn(mean.shape, generator=random, device=self.device)
                 latents.append(mean + (log_variance / 2).exp() * noise)
-                rest.append((images - network.decoder(latents[-1])).cpu())
+                if self.spec.texture:
+                    rest.append((images - network.decoder(latents[-1])).cpu())
         mixtures = max(1, min(self.spec.mixtures, distinct // self.spec.images_per_mixture))
         density, *_ = GaussianMixtureDensity.fit(torch.cat(latents).cpu(), mixtures, self.spec.regularization, seed, rounds=30)
         texture = _texture(torch.cat(rest).flatten(1), self.spec.rank, seed) if self.spec.texture else None

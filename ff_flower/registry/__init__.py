@@ -2,7 +2,7 @@
 
 from .expectation import Expectation
 from .manifest import ModuleManifest
-from .registry import ModuleRegistry, Refusal, RegisteredModule, registry_order
+from .registry import ModuleRegistry, Refusal, RegisteredModule, read_refusals, registry_order
 from .serialization import ModuleLimits, decode_module, encode_module, module_id
 from .signatures import SignaturePolicy, read_private_key, sign_module, write_key_pair
 
@@ -18,6 +18,7 @@ __all__ = [
     "encode_module",
     "module_id",
     "read_private_key",
+    "read_refusals",
     "registry_order",
     "sign_module",
     "write_key_pair",

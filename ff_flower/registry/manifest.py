@@ -64,7 +64,7 @@ class ModuleManifest(BaseModel):
     value_range : tuple of int
         (0, 255), the integers to which a sample is quantized.
     num_examples : int
-        Images the module was fitted to, at least 1.
+        Images of the class that the owner had, those held out included, at least 1.
     owner : str
         Partition id as text, or the name a node chose: 1 to 64 of ``A-Z a-z 0-9 . _ -``, no dot in front.
     dataset : str

@@ -4,6 +4,7 @@
 
     FOLDER/<module_id>.safetensors      verified when it was added
     FOLDER/<module_id>.sig              its owner's signature, where it came with one
+    FOLDER/<module_id>.png              a picture of its samples, where somebody drew one
     FOLDER/quarantine/<sha256>.json     why bytes were refused, and who sent them
     FOLDER/quarantine/<sha256>.refused  the bytes themselves
 """
@@ -14,9 +15,11 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 from torch import Tensor
 
+from ..config import RunSpec
 from ..errors import RunError, VerificationError
 from .expectation import Expectation
 from .manifest import ModuleManifest
@@ -25,6 +28,8 @@ from .signatures import SIGNATURE_BYTES, SignaturePolicy
 
 SUFFIX = ".safetensors"
 SIGNATURE_SUFFIX = ".sig"
+PICTURE_SUFFIX = ".png"
+QUARANTINE = "quarantine"
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,11 @@ class ModuleRegistry:
         for path in sorted(self.folder.glob("*" + SUFFIX)):
             self._adopt(path)
 
+    @classmethod
+    def of_run(cls, run: Path, spec: RunSpec) -> Self:
+        """Open the registry of a run directory, with the limits of its spec."""
+        return cls(run / "modules", ModuleLimits.of_bytes(spec.trust.max_module_bytes))
+
     def add(self, data: bytes, expectation: Expectation, signature: bytes | None = None) -> RegisteredModule:
         """Verify a received file and keep it; adding the same bytes again changes nothing.
 
@@ -145,8 +155,8 @@ class ModuleRegistry:
             try:
                 policy.check(module.manifest.owner, module.module_id, module.signature())
             except VerificationError as error:
-                self.quarantine(module.read(), error, source=module.path.name)
-                self.remove(module.module_id)
+                self._set_aside(module.path, module.read(), error)
+                del self._verified[module.module_id]
                 refused.append(module.path.name)
         return refused
 
@@ -181,15 +191,16 @@ class ModuleRegistry:
         return decode_module(self.get(module_id).read(), self.limits)
 
     def remove(self, module_id: str) -> None:
-        """Withdraw the module with this id and delete its file and signature; the other modules stay as they are.
+        """Withdraw the module with this id and delete its file, signature and picture; the other modules stay as they are.
 
         Raises
         ------
         RunError
             If no such module is registered.
         """
-        for path in self.get(module_id).files():
-            path.unlink(missing_ok=True)
+        module = self.get(module_id)
+        module.path.unlink(missing_ok=True)
+        _unlink_companions(module.path)
         del self._verified[module_id]
 
     def labels(self) -> tuple[int, ...]:
@@ -235,13 +246,12 @@ class ModuleRegistry:
         return report
 
     def quarantined(self) -> list[Refusal]:
-        """Return every refusal on record, sorted by digest of the bytes, then by source and rule."""
-        refusals = [refusal for report in self._quarantine_folder.glob("*.json") for refusal in _read_report(report)]
-        return sorted(refusals, key=lambda refusal: (refusal.sha256, refusal.source, refusal.rule, refusal.detail))
+        """Return every refusal on record, see `read_refusals`."""
+        return read_refusals(self.folder)
 
     @property
     def _quarantine_folder(self) -> Path:
-        return self.folder / "quarantine"
+        return self.folder / QUARANTINE
 
     def _path(self, digest: str) -> Path:
         return self.folder / (digest + SUFFIX)
@@ -272,9 +282,16 @@ class ModuleRegistry:
                 self._set_aside(self._path(digest), data, error)
 
     def _set_aside(self, path: Path, data: bytes, error: VerificationError) -> None:
-        self.quarantine(data, error, source=path.name)
-        path.unlink()
-        path.with_suffix(SIGNATURE_SUFFIX).unlink(missing_ok=True)
+        """Move a kept file to quarantine, whatever its size."""
+        report = self.quarantine(data, error, source=path.name)
+        path.replace(report.with_suffix(".refused"))
+        _unlink_companions(path)
+
+
+def read_refusals(folder: Path) -> list[Refusal]:
+    """Return every refusal on record in a registry's folder, sorted by digest of the bytes, then by source and rule."""
+    refusals = [refusal for report in (folder / QUARANTINE).glob("*.json") for refusal in _read_report(report)]
+    return sorted(refusals, key=lambda refusal: (refusal.sha256, refusal.source, refusal.rule, refusal.detail))
 
 
 class _Files(Mapping[str, bytes]):
@@ -302,6 +319,12 @@ def registry_order(module: RegisteredModule) -> tuple[int, list[tuple[int, int, 
     runs = re.findall(r"[0-9]+|[^0-9]+", module.manifest.owner)
     natural = [(0, int(run), run) if run[0].isdigit() else (1, 0, run) for run in runs]
     return module.manifest.label, natural, module.module_id
+
+
+def _unlink_companions(path: Path) -> None:
+    """Delete what stands beside a module file: its signature and the picture of its samples."""
+    for suffix in (SIGNATURE_SUFFIX, PICTURE_SUFFIX):
+        path.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def _read_report(path: Path) -> list[Refusal]:

@@ -4,6 +4,7 @@
 
     FOLDER/<module_id>/<root seed>/<k>.npy   samples k CHUNK to (k + 1) CHUNK - 1, uint8 (n, C, H, W); the last may be shorter
     FOLDER/<module_id>/<root seed>/.<k>.lock held by the process that draws the chunk
+    FOLDER/<module_id>/<root seed>-cuda/     the same, drawn on a GPU
 
 A chunk is written whole or not at all, and one that is not what it must be is drawn again.
 """
@@ -12,7 +13,7 @@ import logging
 import shutil
 import tokenize
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from ..config import ImageShape
 from ..errors import RunError
 from ..generative import BLOCK
+from ..machine import NO_LOCKS
 from .allocation import Share
 
 logger = logging.getLogger("flwr")
@@ -56,14 +58,17 @@ class SampleCache:
     ----------
     folder : Path
         Where samples are kept; made where it does not exist.
+    device : torch.device, optional
+        Where they are drawn: a GPU rounds otherwise than a CPU, so that each finds its own.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: torch.device | None = None) -> None:
         self.folder = folder
+        self.suffix = "" if device is None or device.type == "cpu" else f"-{device.type}"
 
     def path(self, module_id: str, root_seed: int, chunk: int = 0) -> Path:
         """Return the file of a module's samples ``chunk * CHUNK`` to ``(chunk + 1) * CHUNK - 1``."""
-        return self.folder / module_id / str(root_seed) / f"{chunk}.npy"
+        return self.folder / module_id / f"{root_seed}{self.suffix}" / f"{chunk}.npy"
 
     def fill(self, requests: Sequence[Share], root_seed: int, image_shape: ImageShape, draw: Draw, first: int = 0) -> None:
         """See that every request can be read, drawing what is missing.
@@ -140,7 +145,11 @@ def _locked(path: Path, patience: float) -> AbstractContextManager[object]:
         return FileLock(path.with_name(f".{path.stem}.lock")).acquire(timeout=patience)
     except Timeout:
         raise
+    except NotImplementedError:
+        return nullcontext()
     except OSError as error:
+        if error.errno in NO_LOCKS:
+            return nullcontext()  # two processes may draw the same chunk then; each writes it whole
         raise _unwritable(path, error) from error
 
 

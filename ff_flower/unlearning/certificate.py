@@ -12,7 +12,7 @@ from ..config import Exclusion, RunSpec
 from ..environment import source_digest
 from ..errors import RunError
 from ..registry import ModuleRegistry
-from ..run_directory import RunDirectory, answer_inputs, combined_digest, file_digest, modules_inputs
+from ..run_directory import RunDirectory, answer_inputs, file_digest, modules_inputs, student_inputs
 from .comparison import Compared
 from .owners import participants
 from .page import render_page
@@ -75,7 +75,7 @@ class Certificate:
     def as_dict(self) -> dict[str, Any]:
         """Return the certificate as plain values for JSON."""
         entry, before = self.entry, self.entry.before
-        registry = list(ModuleRegistry(self.directory.path / "modules"))
+        registry = list(ModuleRegistry.of_run(self.directory.path, self.spec))
         after = [module.module_id for module in registry]
         kept = {name: file_digest(self.directory.path / name) for name in before["stays"]}
         rebuilt = self._rebuilt(after)
@@ -108,10 +108,11 @@ class Certificate:
             return {}
         effective = self.tombstone.effective(self.spec)
         inputs, answered = modules_inputs(effective, after), participants(self.directory.path, effective)
-        expected = {f"answer-{one}": {answer_inputs(effective, after, one)} for one in answered}
+        expected = {f"answer-{one}": {answer_inputs(inputs, one)} for one in answered}
         expected["server"] = {inputs}
-        there = [one for one in answered if f"answer-{one}" in self.directory.receipts()]
-        expected["student"] = {combined_digest(inputs, *there, carried) for carried in ("logits", "weights")}
+        nodes = [self.directory.path / "nodes" / one for one in answered if f"answer-{one}" in self.directory.receipts()]
+        taught = ([node / f"{carried}.safetensors" for node in nodes] for carried in ("logits", "weights"))
+        expected["student"] = {student_inputs(inputs, files) for files in taught}
         return {
             name: {"sha256": digest, "stage": stage, "from_retained_only": receipt["inputs"] in expected[stage]}
             for stage, receipt in self.directory.receipts().items()

@@ -33,12 +33,15 @@ class Forgetting:
         Why nothing could be rebuilt; empty where it could, or was not asked for.
     differing : tuple of Compared
         Where a run from scratch differs; empty where it does not, or none was made.
+    unproven : str
+        Why the run from scratch that was asked for could not be made; empty otherwise.
     """
 
     certificates: tuple[Path, ...]
     notes: tuple[str, ...] = ()
     error: str = ""
     differing: tuple[Compared, ...] = ()
+    unproven: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def _take_out(
         tombstone.write(directory)
     pending = [number for number in range(1, len(tombstone.entries) + 1) if not is_complete(path, number)]
     if not (pending or owners or modules):
-        raise need_something(spec, {one.manifest.owner for one in ModuleRegistry(path / "modules")})
+        raise need_something(spec, {one.manifest.owner for one in ModuleRegistry.of_run(path, spec)})
     return honour(directory, spec, caches), pending, tuple(notes)
 
 
@@ -129,7 +132,7 @@ def _conclude(
     notes: tuple[str, ...],
 ) -> Forgetting:
     """Rebuild, prove, and write a certificate for every entry that has none yet."""
-    error = ""
+    error = unproven = ""
     if work.rebuild is not None:
         try:
             work.rebuild(spec)
@@ -141,11 +144,14 @@ def _conclude(
     proof, compared = Proof(), []
     if rebuilt and work.from_scratch is not None:
         since = time.time()
-        compared = compare_runs(directory, work.from_scratch(effective))
-        proof = Proof(tuple(compared), time.time() - since)
+        try:
+            compared = compare_runs(directory, work.from_scratch(effective))
+            proof = Proof(tuple(compared), time.time() - since)
+        except FederatedFactoryError as caught:
+            unproven = str(caught)
     written = []
     tombstone = Tombstone.read(directory.path)
     for number in pending:
         certificate = Certificate(directory, spec, tombstone, number, cost, proof, rebuilt, error)
         written.append(write_certificate(certificate))
-    return Forgetting(tuple(written), notes, error, tuple(one for one in compared if not one.equal))
+    return Forgetting(tuple(written), notes, error, tuple(one for one in compared if not one.equal), unproven)

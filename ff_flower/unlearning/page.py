@@ -92,7 +92,9 @@ def _proof(certificate: Mapping[str, Any]) -> str:
     ]
     scratch = proof["from_scratch"]
     if scratch is None:
-        lines.append("<p>It was not compared with a run from scratch; <code>ff-flower forget --prove</code> does that.</p>")
+        lines.append(
+            "<p>It was not compared with a run from scratch; <code>--prove</code>, given with the request, asks for that.</p>"
+        )
     else:
         done = f"A run from scratch without the forgotten was made and compared, {scratch['artefacts']} artefacts"
         lines.append(

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..config import Exclusion, RunSpec
 from ..errors import RunError, VerificationError
 from ..module_store import ModuleStore
-from ..registry import ModuleRegistry, Refusal, decode_module
+from ..registry import ModuleLimits, Refusal, decode_module, read_refusals
 from ..reports import FitReport
 from ..run_directory import RECEIVED, RunDirectory, cache_root
 from ..synthesis import SampleCache
@@ -60,11 +60,10 @@ def traces(run: Path, caches: Iterable[Path], exclusion: Exclusion, module_ids: 
     dict from str to Path
         By the file's name in the run directory, or ``cache/...``.
     """
-    files = [path for path in _files(run / "modules") if _digest(path) in module_ids]
     refused = _quarantined(run, exclusion, module_ids)
     # Vetting draws samples of what it then refuses. A copy of somebody else's module leaves that one's samples alone.
     drawn = {*module_ids} | {_digest(path) for path in refused if not (run / "modules" / f"{_digest(path)}.safetensors").exists()}
-    files += refused
+    files = [*refused, *(path for path in _files(run / "modules") if _digest(path) in drawn and path not in refused)]
     names = owner_names(run)
     for node in sorted((run / "nodes").glob("*")):
         gone = names.get(node.name, node.name) in exclusion.owners
@@ -142,7 +141,7 @@ def _quarantined(run: Path, exclusion: Exclusion, module_ids: Collection[str]) -
     if not folder.exists():
         return []
     names, stems = owner_names(run), set()
-    for refusal in ModuleRegistry(run / "modules").quarantined():
+    for refusal in read_refusals(run / "modules"):
         sender = refusal.source.removeprefix("node ")
         copied = refusal.sha256 in module_ids or sender.partition(".")[0] in module_ids
         near = any(f"module {module_id[:12]} " in refusal.detail for module_id in module_ids)  # so vetting names the original
@@ -152,16 +151,18 @@ def _quarantined(run: Path, exclusion: Exclusion, module_ids: Collection[str]) -
 
 
 def _concerns(refusal: Refusal, owner: str, folder: Path, exclusion: Exclusion) -> bool:
-    """Tell whether refused bytes are of a forgotten contribution; of an owner's unreadable bytes nobody can say they are not."""
+    """Tell whether refused bytes are of a forgotten contribution; of an owner's unreadable bytes nobody can say they are not.
+
+    ``owner`` is the sender; of a file that was set aside later it is the file's name, and its manifest says whose it is.
+    """
     if owner in exclusion.owners:
         return True
-    if not exclusion.labels(owner):
-        return False
     try:
-        manifest, _ = decode_module((folder / f"{refusal.sha256}.refused").read_bytes())
+        data = (folder / f"{refusal.sha256}.refused").read_bytes()
+        manifest, _ = decode_module(data, ModuleLimits.of_bytes(len(data)))
     except (OSError, VerificationError):
-        return True
-    return manifest.label in exclusion.labels(owner)
+        return bool(exclusion.labels(owner))
+    return manifest.label in exclusion.labels(owner) or exclusion.covers(manifest.owner, manifest.label)
 
 
 def _fits(cache: Path, exclusion: Exclusion) -> list[Path]:

@@ -9,7 +9,7 @@ from ..errors import ConfigError, RunError
 from ..metrics import Ledger
 from ..registry import ModuleRegistry, RegisteredModule
 from ..run_directory import RunDirectory, cache_root, file_digest, read_spec, run_path
-from .owners import owner_names
+from .owners import owner_names, participants
 from .purge import traces
 from .tombstone import Entry, Tombstone
 
@@ -75,9 +75,9 @@ def resolve(
     RunError
         For an owner or a module that is not there, listing those who are.
     """
-    there = list(ModuleRegistry(directory.path / "modules"))
+    there = list(ModuleRegistry.of_run(directory.path, spec))
     names = owner_names(directory.path)
-    nodes = [path.name for path in (directory.path / "nodes").iterdir()]
+    nodes = {path.name for path in (directory.path / "nodes").iterdir()} | {*participants(directory.path, spec)}
     present = {module.manifest.owner for module in there} | {names.get(node, node) for node in nodes}
     gone = tombstone.effective(spec).exclusion
     wanted, notes = Exclusion(), []
@@ -99,7 +99,7 @@ def resolve(
 
 def plan(directory: RunDirectory, spec: RunSpec, exclusion: Exclusion, reason: str, caches: Iterable[Path]) -> Entry:
     """Return the entry of the tombstone for ``exclusion``, with the account of the run as it is before."""
-    registry = list(ModuleRegistry(directory.path / "modules"))
+    registry = list(ModuleRegistry.of_run(directory.path, spec))
     modules = {one.module_id: _told(one) for one in registry if exclusion.covers(one.manifest.owner, one.manifest.label)}
     doomed = traces(directory.path, caches, exclusion, set(modules))
     removed = {name: digest for name, path in doomed.items() if (digest := file_digest(path))}

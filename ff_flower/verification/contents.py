@@ -19,7 +19,7 @@ DIGEST = "[0-9a-f]{64}"
 EXPECTED = tuple(
     re.compile(pattern)
     for pattern in (
-        r"(spec|environment|metrics|receipts|label_distribution|forgotten|progress|rounds|sites)\.json",
+        r"(spec|environment|metrics|receipts|label_distribution|images|forgotten|progress|rounds|sites)\.json",
         r"ledger\.jsonl",
         r"label_distribution\.png",
         r"certificates/(confirmations\.json|forget-[0-9]+\.(json|html))",
@@ -189,8 +189,8 @@ def _inputs(run: RunContents, stage: str) -> set[str]:
     kind, _, number = stage.partition("-")
     if kind == "fit":
         return {run.spec.fit_digest()}
-    if kind == "answer" and number.isdigit() and int(number) < len(run.owners):
-        return {answer_inputs(run.spec, ids, owner) for owner in (run.owners[int(number)], number)}
+    if kind == "answer":
+        return {answer_inputs(modules_inputs(run.spec, ids), number)}
     if stage == "server":
         return {modules_inputs(run.spec, ids)}
     receipts = run.json("receipts.json")

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import OWN
+from ..config import MAX_MODULE_MB, OWN
 from ..data import DATASETS, DatasetInfo
 from ..errors import ConfigError, ModuleError, VerificationError
 from ..generative import GenerativeModule, restore_module
 from ..registry import Expectation, ModuleLimits, ModuleManifest, RegisteredModule, SignaturePolicy, decode_module, module_id
-from ..registry.serialization import DEFAULT_LIMITS
 from ..reports import FitReport
 from ..vetting import check_cost
 from .contents import DIGEST, Finding, RunContents
+
+WIDEST = ModuleLimits.of_bytes(MAX_MODULE_MB * 2**20)
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,10 @@ class OpenedModule:
     module: GenerativeModule[Any]
 
 
-def open_file(path: Path, limits: ModuleLimits = DEFAULT_LIMITS) -> OpenedModule:
+def open_file(path: Path, limits: ModuleLimits = WIDEST) -> OpenedModule:
     """Verify a module file by itself, its name included where that is a digest, and restore its module.
+
+    Without a run, whose ``trust.max-module-mb`` gives ``limits``, a file may be as large as any run can allow.
 
     Raises
     ------

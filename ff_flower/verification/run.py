@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..classifiers import build_classifier, shapes_of
 from ..errors import RunError, VerificationError
-from ..metrics import Ledger
+from ..metrics import Ledger, rounded_count
 from ..registry import SignaturePolicy
 from ..reports import Answer
 from .contents import Finding, RunContents, check_files, check_receipts
@@ -67,8 +67,8 @@ def check_results(run: RunContents) -> Iterator[Finding]:
     if metrics.get("classes") != classes:
         yield Finding("label_distribution.json", "label-table", "its classes are not those of metrics.json")
     for partition, report in run.reports.items() if run.federation is None else ():
-        row = dict(enumerate(counts.get(partition, [])))
-        if any(row.get(int(label)) != count for label, count in report.label_counts.items()):
+        told = [rounded_count(count, run.spec.manifest.count_granularity) for count in counts.get(partition, [])]
+        if any(dict(enumerate(told)).get(int(label)) != count for label, count in report.label_counts.items()):
             yield Finding(
                 f"nodes/{partition}/fit.json", "label-table", "its images per class are not those of the label distribution"
             )

@@ -9,11 +9,11 @@ from ff_flower.errors import FederatedFactoryError
 from ff_flower.generative import KINDS
 from ff_flower.machine import usable_cores
 
-from ..run import PARTIAL, refusing, resolve_spec
+from ..run import PARTIAL, Settings, refusing, resolve_spec
 from . import curve as curves
 from . import grouped, quality, sharing, throughput
 from .growth import growth
-from .options import HOME, Markdown, Out, Preset, Quick, Repeats, Settings, Write, finish, keep, tell
+from .options import HOME, Markdown, Out, Preset, Quick, Repeats, Write, finish, keep, tell
 from .pipeline import QUICK, Workers, changed, fitted_files, trained_kinds
 from .results import one_of
 from .scale import scale

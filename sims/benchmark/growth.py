@@ -11,9 +11,9 @@ from ff_flower.config import RunSpec, Scalar
 from ff_flower.errors import RunError
 
 from ..processes.session import FlowerSession
-from ..run import execute, refusing, resolve_spec
+from ..run import Settings, execute, refusing, resolve_spec
 from .memory import MemoryWatch
-from .options import HOME, Markdown, Out, Settings, Write, finish, keep
+from .options import HOME, Markdown, Out, Write, finish, keep
 from .pipeline import changed
 from .results import Results, Row, percent, significant
 

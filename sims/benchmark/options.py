@@ -11,7 +11,6 @@ from .results import Results
 HOME = Path(__file__).resolve().parents[1] / "results"
 
 Preset = Annotated[str, typer.Option(help="Name of a preset, or a path to a TOML file.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value over the preset; may be repeated.")]
 Repeats = Annotated[int, typer.Option(help="Repetitions: medians of times, means of accuracies.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Toy sizes in one process: shows that it works, measures nothing.")]
 Write = Annotated[bool, typer.Option("--write", help="Keep the rows in OUT/<command>.json.")]

@@ -35,6 +35,7 @@ def make_certificates(folder: Path, hosts: Iterable[str] = (), days: int = 365) 
     ConfigError
         When one of the files is there already, or the folder cannot be written.
     """
+    _refuse_present(*(folder / name for name in (AUTHORITY, AUTHORITY_KEY, SERVER, SERVER_KEY)))
     authority_key, server_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ff-flower consortium")])
     names = [_general_name(host) for host in dict.fromkeys((*hosts, *LOOPBACK))]
@@ -74,8 +75,10 @@ def make_node_keys(folder: Path, sites: Sequence[str]) -> list[Path]:
     ConfigError
         When a name cannot be a site's, a file is there already, or the folder cannot be written.
     """
-    paths = []
-    for name in map(site_name, sites):
+    paths, names = [], [site_name(site) for site in sites]
+    for name in names:
+        _refuse_present(folder / name, folder / f"{name}.pub")  # a new half of an old pair fits nothing
+    for name in names:
         key = ec.generate_private_key(ec.SECP384R1())
         public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
         _write(folder / f"{name}.pub", public + b"\n")
@@ -122,14 +125,19 @@ def _private(key: ec.EllipticCurvePrivateKey, form: serialization.PrivateFormat)
     return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
 
 
+def _refuse_present(*paths: Path) -> None:
+    """Refuse to begin where one file of several that belong together is there already."""
+    for path in paths:
+        if path.exists():
+            raise ConfigError(f"{path}: is there already, and is not overwritten; remove it or name another folder")
+
+
 def _write(path: Path, data: bytes, *, secret: bool = False) -> Path:
     """Write a file that is not there yet; a secret one for its owner's eyes alone."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600 if secret else 0o644, exist_ok=False)
         path.write_bytes(data)
-    except FileExistsError as error:
-        raise ConfigError(f"{path}: is there already, and is not overwritten; remove it or name another folder") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another folder") from error
     return path

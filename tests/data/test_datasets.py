@@ -3,13 +3,14 @@
 import gzip
 import struct
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
 from ff_flower.config import DataSpec
-from ff_flower.data import DATASETS, ImageSet, load_splits
+from ff_flower.data import AUGMENTATIONS, DATASETS, ImageSet, load_splits, own_info
 from ff_flower.errors import ConfigError, DataError
 
 Arrays = dict[str, np.ndarray]
@@ -286,3 +287,29 @@ def test_bytes_that_are_no_npz_are_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(DataError, match=rf"{name}\.npz: cannot be read"):
             load_splits(_spec(path), seed=0)
+
+
+def test_augmentation_may_be_chosen() -> None:
+    """``data.augmentation`` names any policy there is, in the place of the set's own; for one's own images too."""
+    choices = set(get_args(DataSpec.model_fields["augmentation"].annotation))
+    assert choices == {"auto", *AUGMENTATIONS}
+    assert load_splits(_spec("digits"), seed=0).info.augmentation == "digits"
+    assert load_splits(_spec("digits", augmentation="none"), seed=0).info.augmentation == "none"
+    own = [
+        own_info(DataSpec(name="sites", augmentation=name), ("a", "b"), (3, 8, 8)).augmentation for name in ("auto", "dihedral")
+    ]
+    assert own == ["none", "dihedral"]
+
+
+def test_the_digest_is_of_images_labels_and_their_split(tmp_path: Path) -> None:
+    """The digest of a set's splits changes with any pixel, any label and the split, and with nothing else."""
+    path = _saved(tmp_path, arrays := _arrays())
+    first = load_splits(_spec(path), seed=0)
+    assert first.digest() == load_splits(_spec(path), seed=1).digest()
+    digests = {first.digest()}
+    for name, place in (("train_images", (0, 0, 0)), ("val_labels", (0, 0)), ("test_images", (4, 5, 5))):
+        changed = {key: value.copy() for key, value in arrays.items()}
+        changed[name][place] ^= 1
+        digests.add(load_splits(_spec(_saved(tmp_path, changed, f"{name}.npz")), seed=0).digest())
+    digests.add(load_splits(_spec(_saved(tmp_path, _arrays((13, 3, 5)), "other.npz")), seed=0).digest())
+    assert len(digests) == 5

@@ -50,6 +50,21 @@ def _reds(images: torch.Tensor) -> list[int]:
     return [round(float(image[0].float().mean()) / 8) for image in images]
 
 
+def test_photographs_stand_upright(tmp_path: Path) -> None:
+    """An image whose camera noted that it was turned is read as people see it, and its size is that of what they see."""
+    _class_folders(tmp_path)
+    picture = Image.new("RGB", (20, 10))
+    picture.paste((255, 255, 255), (0, 0, 10, 10))  # white at the left; turned clockwise by EXIF, white at the top
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("ant", "cat"):
+        for file in (tmp_path / name).iterdir():
+            picture.save(file, exif=exif)
+    images = _load(tmp_path).train.images
+    assert images.shape[2:] == (20, 10)
+    assert (images[:, :, :10] == 255).all() and (images[:, :, 10:] == 0).all()
+
+
 def test_class_folders_give_sorted_classes(tmp_path: Path) -> None:
     """Classes are the folders' names in order, images keep their pixels, and a test set is held out."""
     _class_folders(tmp_path)

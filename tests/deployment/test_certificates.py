@@ -77,6 +77,21 @@ def test_a_nodes_two_keys_belong_together(tmp_path):
     assert private.public_key().public_numbers() == public.public_numbers()
 
 
+@pytest.mark.parametrize("left", ["north", "north.pub"])
+def test_no_half_of_a_pair_is_made_anew(left, tmp_path):
+    """Where one file of a pair, or of a SuperLink's four, is there, no other is written: it would not belong to it."""
+    make_node_keys(tmp_path, ["north"])
+    make_certificates(tmp_path / "link")
+    gone = ({"north", "north.pub"} - {left}).pop()
+    (tmp_path / gone).unlink()
+    (tmp_path / "link" / "ca.crt").unlink()
+    with pytest.raises(ConfigError, match="is there already"):
+        make_node_keys(tmp_path, ["south", "north"])
+    with pytest.raises(ConfigError, match="is there already"):
+        make_certificates(tmp_path / "link")
+    assert not (tmp_path / gone).exists() and not (tmp_path / "south").exists() and not (tmp_path / "link" / "ca.crt").exists()
+
+
 def test_nothing_is_overwritten(folder, tmp_path):
     """A file that is there already stays, and the error names it."""
     before = (folder / "ca.crt").read_bytes()

@@ -165,3 +165,16 @@ def test_sites_are_called_by_their_names(tmp_path, caplog):
     assert news.endswith("2 of the asked nodes have not replied; wanted are node 1 (south), node 2")
     assert gap == "fit: node 1 (south) is missing: no reply in time"
     assert json.loads((tmp_path / "progress.json").read_text())["failures"] == [{"partition": 1, "reason": "no reply in time"}]
+
+
+def test_replies_that_wait_while_others_are_verified_are_taken():
+    """What has arrived before the time is over is taken, however long the server works on what came before it."""
+    grid, taken = LocalGrid(app, 3), []
+
+    def take(reply):
+        time.sleep(0.3)
+        taken.append(reply)
+
+    messages = [Message(RecordDict(), dst_node_id=node, message_type="query.introduce") for node in grid.contexts]
+    replies = ArrivalGrid(grid, take, lambda nodes: None).send_and_receive(messages, timeout=0.2)
+    assert len(replies) == 3 and taken == replies

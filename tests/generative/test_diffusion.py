@@ -16,6 +16,7 @@ from ff_flower.config import EDMSpec, FlowSpec, UNetSpec
 from ff_flower.data import to_unit
 from ff_flower.errors import ModuleError
 from ff_flower.generative import EDMModule, FitOptions, FlowModule
+from ff_flower.generative.augmentation import augment_and_tell
 from ff_flower.generative.diffusion import DiffusionModule, StandardizedModel, symmetric_copies
 from ff_flower.generative.gaussian_prior import GaussianPrior
 from ff_flower.generative.training import HELD_IMAGES
@@ -163,9 +164,28 @@ def test_being_told_of_nothing_is_the_same_as_not_being_told(kind: str) -> None:
     module = _fit(kind, _blocks(), augmentation=0.3, learning_rate=0.05)
     clean, level, noise = normal(4, 1, 8, 8).float(), torch.full((4,), 0.5), normal(4, 1, 8, 8, seed=1).float()
     loss = _network(module).model.loss
-    told = _network(module).draw(clean, torch.Generator().manual_seed(1))[3]
+    told = _network(module).train().draw(clean, torch.Generator().manual_seed(1))[3]
+    _network(module).eval()
     assert told.shape == (4, 8) and torch.equal(loss(clean, level, noise, torch.zeros(4, 8)), loss(clean, level, noise))
     assert not torch.equal(loss(clean, level, noise, torch.ones(4, 8)), loss(clean, level, noise))
+
+
+def test_the_gaussian_expects_what_it_is_shown(kind: str) -> None:
+    """With told augmentation the Gaussian is that of augmented images, and held-out ones are watched as they are."""
+    plain, told = (_network(_fit(kind, _blocks(), augmentation=chance)) for chance in (0.0, 0.5))
+    clean = to_unit(_blocks())
+    augmented, _ = augment_and_tell(clean, 0.5, torch.Generator().manual_seed(3))
+
+    def unexpected(network: StandardizedModel) -> float:
+        """Return how far augmented images lie from the Gaussian, in its own units: 1 where it expects them."""
+        prior, rows = network.model.prior, ((augmented - network.centre) / network.scale).flatten(1)
+        along = rows @ prior.directions.T
+        rest = rows.square().sum(1) - along.square().sum(1)
+        terms = (along / prior.deviations).square().sum(1) + rest / prior.floor.square()
+        return float(terms.mean()) / rows.shape[1]
+
+    assert unexpected(told) < 2 < unexpected(plain)
+    assert len(told.eval().draw(clean, torch.Generator().manual_seed(1))) == 3
 
 
 def test_held_out_images_are_never_drawn(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:

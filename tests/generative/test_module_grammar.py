@@ -107,6 +107,14 @@ def test_a_sample_keeps_its_place_in_its_batch(fitted: GenerativeModule[Any], mo
         assert torch.equal(fitted.sample(7, generator(3), start), whole[start : start + 7])
 
 
+def test_only_samples_that_were_asked_for_are_checked(fitted: GenerativeModule[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a batch of four blocks is filled up for the sake of its shape, the check sees the blocks that were drawn."""
+    monkeypatch.setattr(fitted, "batch_blocks", 4)
+    seen: list[int] = []
+    fitted.sample(4 * BLOCK + 3, generator(3), check=lambda batch: seen.append(len(batch)))
+    assert seen == [4 * BLOCK, BLOCK]
+
+
 def test_another_stream_gives_other_samples(fitted: GenerativeModule[Any]) -> None:
     """Samples follow from the stream's seed: equal for equal ones, different for different ones."""
     assert torch.equal(fitted.sample(5, _stream(1)), fitted.sample(5, _stream(1)))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from ff_flower.config import SIZES, EDMSpec, FlowSpec, ImageShape, UNetSpec
+from ff_flower.config import SIZES, EDMSpec, FlowSpec, ImageShape, UNetSpec, VAESpec
 from ff_flower.errors import ConfigError
 from ff_flower.generative import EDMModule, FlowModule
 from ff_flower.generative.base import blocks_at_once
@@ -56,13 +56,24 @@ def test_too_large_images_are_refused(size: str, larger: str) -> None:
     with pytest.raises(ConfigError) as caught:
         _spec(EDMSpec, size).resolved((3, 8, largest + 1))
     assert f"images of 8 x {largest + 1} pixels: a network of size {size!r} takes up to {largest}" in str(caught.value)
-    assert f"set size = {larger!r}, or data.size to {largest} or less" in str(caught.value)
+    assert f"set its size to 'auto' or {larger!r}, or data.size to {largest} or less" in str(caught.value)
 
 
-def test_no_size_takes_more_than_the_largest() -> None:
+@pytest.mark.parametrize("size", ["auto", "large"])
+def test_no_size_takes_more_than_the_largest(size: str) -> None:
     """Images that no size can take are refused with smaller images as the remedy, when a module is built."""
     with pytest.raises(ConfigError, match=r"images of 129 x 129 pixels: .* takes up to 128; set data\.size to 128 or less"):
-        FlowModule(FlowSpec(size="large"), (3, 129, 129))
+        FlowModule(FlowSpec.model_validate({"size": size}), (3, 129, 129))
+
+
+@pytest.mark.parametrize("kind", [*SPECS, VAESpec])
+def test_auto_is_the_smallest_size_that_takes_the_image(kind: type[EDMSpec | FlowSpec | VAESpec]) -> None:
+    """``auto``, the default, is resolved to what the smallest fitting size is resolved to: the same module, the same bytes."""
+    assert kind().size == "auto"
+    for side in range(1, 129):
+        shape = (3, 8, side)
+        smallest = next(name for name, size in SIZES.items() if max(8, side) <= size.largest)
+        assert kind().resolved(shape) == kind.model_validate({"size": smallest}).resolved(shape)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -94,10 +105,10 @@ def test_modules_are_small(kind: type[UNetSpec], size: str, side: int, megabytes
 
 
 @pytest.mark.parametrize(
-    ("size", "channels", "side", "patch", "blocks"), [("base", 0, 28, 0, 8), ("large", 0, 128, 0, 8), ("base", 512, 64, 1, 1)]
+    ("size", "channels", "side", "patch", "blocks"), [("base", 0, 28, 0, 8), ("large", 0, 128, 0, 4), ("base", 512, 64, 1, 1)]
 )
 def test_a_gpu_samples_as_many_blocks_as_its_memory_takes(size: str, channels: int, side: int, patch: int, blocks: int) -> None:
-    """Common networks sample 8 blocks at once on a GPU; what holds too many numbers for that takes fewer, a CPU always one."""
+    """Small networks sample 8 blocks at once on a GPU; what holds too many numbers for that takes fewer, a CPU always one."""
     shape = (3, side, side)
     spec = EDMSpec(size=size, channels=channels, patch=patch).resolved(shape)
     assert blocks_at_once(spec, shape, torch.device("cuda")) == blocks

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ff_flower.config import ImageShape, VAESpec
 from ff_flower.data import to_unit
-from ff_flower.errors import ConfigError
+from ff_flower.errors import ConfigError, ModuleError
 from ff_flower.generative import VAEModule
 from ff_flower.generative.autoencoder import Decoder, Encoder, begin
 from ff_flower.generative.gaussian_prior import GaussianPrior
@@ -83,6 +83,21 @@ def test_any_sides_go_in_and_come_out(shape: ImageShape, patch: int, levels: int
     mean, log_variance = Encoder(spec, shape)(torch.zeros(2, *shape))
     assert mean.shape == log_variance.shape == (2, 5)
     assert Decoder(spec, shape)(mean).shape == (2, *shape)
+
+
+def test_a_mixture_of_nothing_is_refused() -> None:
+    """Points that are not finite, or that all are one beyond what regularization mends, end in an error with its remedy."""
+    with pytest.raises(ModuleError, match="not finite"):
+        GaussianMixtureDensity.fit(torch.full((9, 2), torch.nan), 1, 1e-3, 0)
+    with pytest.raises(ModuleError, match="raise regularization"):
+        GaussianMixtureDensity.fit(torch.full((9, 2), 1e200, dtype=torch.float64), 2, 1e-300, 0)
+
+
+def test_training_that_diverges_is_refused() -> None:
+    """An autoencoder whose weights are not finite makes no module, and no other error than the other kinds."""
+    images = (torch.rand((20, 1, 8, 8), generator=torch.Generator().manual_seed(0)) * 255).byte()
+    with pytest.raises(ModuleError, match="not finite"):
+        _fit(images, learning_rate=1e38)
 
 
 def test_a_mixture_is_found_again() -> None:

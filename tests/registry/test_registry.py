@@ -9,6 +9,7 @@ import resource
 import pytest
 import torch
 
+from ff_flower.config import RunSpec
 from ff_flower.errors import RunError, VerificationError
 from ff_flower.registry import ModuleLimits, ModuleRegistry, encode_module, module_id
 
@@ -187,6 +188,25 @@ def test_reopening_believes_no_content(registry, digits_run, tiny_file):
     again = ModuleRegistry(registry.folder)
     assert len(again) == 1 and list(again) == [kept]
     assert [refusal.rule for refusal in again.quarantined()] == ["header-length"]
+
+
+def test_what_is_set_aside_keeps_its_bytes(registry, digits_run, tiny_file):
+    """A kept file beyond the limits of who opens the folder leaves with all its bytes; its signature and its picture go."""
+    kept = registry.add(tiny_file, digits_run)
+    for suffix in (".png", ".sig"):
+        kept.path.with_suffix(suffix).write_bytes(b"x")
+    small = ModuleRegistry(registry.folder, ModuleLimits(max_bytes=len(tiny_file) - 1))
+    assert list(small) == []
+    (refusal,) = small.quarantined()
+    assert refusal.rule == "size" and (small.folder / "quarantine" / f"{refusal.sha256}.refused").read_bytes() == tiny_file
+    assert [path.name for path in small.folder.iterdir()] == ["quarantine"]
+
+
+def test_the_registry_of_a_run_has_its_limits(tmp_path):
+    """What a run's own limit allows is read wherever its modules are, not what the default allows."""
+    spec = RunSpec.model_validate({"trust": {"max_module_mb": 100}})
+    assert ModuleRegistry.of_run(tmp_path, spec).limits == ModuleLimits.of_bytes(100 * 2**20)
+    assert ModuleRegistry.of_run(tmp_path, spec).folder == tmp_path / "modules"
 
 
 def test_quarantine_reports(registry):

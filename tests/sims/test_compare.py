@@ -9,10 +9,12 @@ from typer.testing import CliRunner
 
 from clients.client_app import app as client_app
 from ff_flower.config import Method, RunSpec
-from ff_flower.errors import ConfigError
-from ff_flower.run_directory import read_spec
+from ff_flower.errors import ConfigError, RunError
+from ff_flower.run_directory import RunDirectory, read_spec
+from ff_flower.unlearning import Work, forget
 from sims.cli import app
 from sims.compare import METHODS, finished, plan
+from sims.run import start_afresh
 from strategies.server_app import run
 
 
@@ -58,3 +60,29 @@ def test_a_gallery_of_nothing_is_refused(tmp_path):
     """A folder that is no run directory is answered by its name."""
     refused = CliRunner().invoke(app, ["gallery", str(tmp_path), str(tmp_path / "picture.png")])
     assert refused.exit_code == 2 and "spec.json" in refused.output
+
+
+def test_a_fresh_start_uses_nothing_of_an_earlier_run(tmp_path):
+    """Starting afresh removes the run directory and its modules' samples, and leaves other runs and their samples alone."""
+    spec, other = tiny(tmp_path), tiny(tmp_path, seed=1)
+    path, beside = (run(LocalGrid(client_app, 5), one).path for one in (spec, other))
+    samples = tmp_path / "cache" / "samples"
+    drawn = {run_of: {file.stem for file in (run_of / "modules").glob("*.safetensors")} for run_of in (path, beside)}
+    assert {folder.name for folder in samples.iterdir()} == drawn[path] | drawn[beside]
+    before = (path / "classifiers/server.safetensors").read_bytes()
+    start_afresh(spec)
+    assert not path.exists() and {folder.name for folder in samples.iterdir()} == drawn[beside]
+    start_afresh(spec)
+    assert (run(LocalGrid(client_app, 5), spec).path / "classifiers/server.safetensors").read_bytes() == before
+
+
+def test_a_fresh_start_brings_nobody_back(tmp_path):
+    """A run that has forgotten somebody is not started afresh, and neither is one on which another process works."""
+    spec = tiny(tmp_path, synthesis__site="server")
+    path = run(LocalGrid(client_app, 5), spec).path
+    with RunDirectory(path).alone(), pytest.raises(RunError, match="another process is at work"):
+        start_afresh(spec)
+    forget(path, ["3"], (), Work())
+    with pytest.raises(RunError, match="3 was forgotten here"):
+        start_afresh(spec)
+    assert (path / "forgotten.json").exists()

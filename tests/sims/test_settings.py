@@ -107,15 +107,16 @@ def test_a_container_has_the_cores_of_its_quota(monkeypatch, tmp_path, quota, co
 
 
 def test_the_exit_code_tells_how_a_run_ended():
-    """0 is a whole run, 1 a failed one, 3 one without a node or with a refused module; a declined class is no gap."""
+    """0 is a whole run, 1 a failed one, 3 one without a node or scores, or with a refused module; a declined class is no gap."""
     whole = {"missing": [], "quarantined": [], "declined": [{"partition": 0, "label": 1, "reason": "few images"}]}
     ends = [
         whole,
         None,
         whole | {"missing": [{"partition": 0, "reason": "lost"}]},
         whole | {"quarantined": [{"partition": 0, "rule": "size", "detail": "too long"}]},
+        whole | {"unscored": True},
     ]
-    assert [Finished(Path(), end, "", ()).exit_code for end in ends] == [0, FAILED, PARTIAL, PARTIAL]
+    assert [Finished(Path(), end, "", ()).exit_code for end in ends] == [0, FAILED, PARTIAL, PARTIAL, PARTIAL]
 
 
 def test_the_command_refuses_with_the_message_alone():

@@ -93,34 +93,34 @@ def test_a_node_that_fails_when_its_modules_are_known_is_named(unanswered):
     assert len(one.modules()) == 10 and "student" in one.metrics["results"]
 
 
-LOGITS_LEFT_OUT = {
-    "of another set": {"logits": torch.zeros(3, 10)},
-    "not finite": {"logits": torch.full((100, 10), torch.nan)},
-    "under another name": {"others": torch.zeros(100, 10)},
+USELESS_LOGITS = {
+    "of another set": ({"logits": torch.zeros(3, 10)}, "'logits' has shape (3, 10); this run's has (100, 10)"),
+    "not finite": ({"logits": torch.full((100, 10), torch.nan)}, "logits: NaN or infinity"),
+    "under another name": ({"others": torch.zeros(100, 10)}, "'logits' has shape None"),
 }
 
 
-@pytest.mark.parametrize("fault", LOGITS_LEFT_OUT)
-def test_logits_that_cannot_be_pooled_are_left_out_and_noted(fault, unanswered, finished):
-    """Logits of another shape, name, or not finite change the student no more than their node's silence does."""
-    one = unanswered.again(at("evaluate", carrying("logits", {"logits": weights_file(LOGITS_LEFT_OUT[fault])})))
-    (note,) = one.metrics["notes"]
-    assert note.startswith(f"logits of node {LIAR} left out") and "student" in one.metrics["results"]
-    assert one.metrics["results"]["product_of_experts"] == finished.metrics["results"]["product_of_experts"] | {
-        "bytes": one.metrics["results"]["product_of_experts"]["bytes"]
-    }
+@pytest.mark.parametrize("fault", USELESS_LOGITS)
+def test_a_node_whose_logits_cannot_be_pooled_is_missing(fault, unanswered, finished):
+    """Logits of another shape, name, or not finite are an answer of no use: the run is partial, and goes on without it."""
+    tensors, reason = USELESS_LOGITS[fault]
+    one = unanswered.again(at("evaluate", carrying("logits", {"logits": weights_file(tensors)})))
+    ((partition, found),) = [(failure["partition"], failure["reason"]) for failure in one.metrics["missing"]]
+    assert partition == LIAR and reason in found and one.metrics["notes"] == []
+    again = one.again()
+    assert [asked for asked in again.grid.asked if asked[0] == "evaluate"] == [("evaluate", LIAR)]
+    assert again.metrics["missing"] == [] and again.scores() == finished.scores()
 
 
 def test_without_any_usable_logits_there_is_no_student(unanswered):
-    """Where no node's logits can be pooled the run ends with the other results and a note for each node."""
-    useless = carrying("logits", {"logits": weights_file(LOGITS_LEFT_OUT["not finite"])})
+    """Where no node answers anything of use, what the server makes of the modules alone is there, and all nodes are missing."""
+    useless = carrying("logits", {"logits": weights_file(USELESS_LOGITS["not finite"][0])})
     one = unanswered.again(lambda sender, reply: useless(reply) if reply.metadata.message_type == "evaluate" else reply)
-    assert len(one.metrics["notes"]) == 5
-    assert set(one.metrics["results"]) == {"server", "client_mean", "product_of_experts"}
+    assert len(one.metrics["missing"]) == 5 and set(one.metrics["results"]) == {"server"}
 
 
 @pytest.mark.parametrize("damage", [lambda t: t * torch.nan, lambda t: t[..., :1], lambda t: t[None]])
-def test_a_classifier_that_is_none_is_left_out_and_noted(damage, unanswered):
+def test_a_node_whose_classifier_is_none_is_missing(damage, unanswered):
     """Weights that are not finite, or make another network, take no part in the product of experts."""
 
     def change(reply):
@@ -128,10 +128,8 @@ def test_a_classifier_that_is_none_is_left_out_and_noted(damage, unanswered):
         return carrying("weights", {"weights": weights_file({name: damage(t) for name, t in tensors.items()})})(reply)
 
     one = unanswered.again(at("evaluate", change))
-    (note,) = one.metrics["notes"]
-    assert (
-        note.startswith(f"classifier of node {LIAR} left out") and 0 <= one.metrics["results"]["product_of_experts"]["auroc"] <= 1
-    )
+    assert [failure["partition"] for failure in one.metrics["missing"]] == [LIAR]
+    assert 0 <= one.metrics["results"]["product_of_experts"]["auroc"] <= 1
 
 
 def test_a_set_that_differs_by_rounding_is_pooled_and_noted(unanswered, finished):

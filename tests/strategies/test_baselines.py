@@ -8,6 +8,7 @@ from local_grid import error_reply, tiny
 
 from ff_flower.classifiers import fit_classifier, predict
 from ff_flower.data import load_splits
+from ff_flower.errors import ConfigError
 from ff_flower.metrics import classification_metrics
 from ff_flower.run_directory import weights_file
 from ff_flower.seeding import derive_seed
@@ -112,3 +113,10 @@ def test_nodes_without_images_cannot_learn_alone(run_tiny, tmp_path):
     counts = one.directory.read_json("label_distribution.json")["counts"]
     assert {failure["partition"] for failure in one.metrics["missing"]} == {p for p, row in enumerate(counts) if not any(row)}
     assert {failure["reason"].split(",")[0] for failure in one.metrics["missing"]} == {"the node holds no images"}
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedprox"])
+def test_averaging_needs_validation_images(method, run_tiny, tmp_path):
+    """Without validation images no round can be preferred, which is said before the first round."""
+    with pytest.raises(ConfigError, match=r"set data\.val-fraction above 0"):
+        run_tiny(tiny(tmp_path, method=method, data__val_fraction=0.0))

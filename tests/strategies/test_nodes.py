@@ -12,7 +12,15 @@ from local_grid import GrowingGrid, LocalGrid, error_reply
 from clients.client_app import app
 from ff_flower.errors import RunError, VerificationError
 from ff_flower.reports import Answer, Interval
-from strategies.nodes import Failure, check_answer, in_partition_order, last_line, missing_nodes, wait_for_nodes
+from strategies.nodes import (
+    Failure,
+    check_answer,
+    in_partition_order,
+    instructions,
+    last_line,
+    missing_nodes,
+    wait_for_nodes,
+)
 
 
 def reply(node, partition):
@@ -54,6 +62,13 @@ def test_a_standstill_ends_the_wait_early():
     with pytest.raises(RunError, match="2 SuperNodes"):
         wait_for_nodes(LocalGrid(app, 2), 3, seconds=60, standstill=0.3)
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(("timeout", "lives"), [(5.0, 43200.0), (86400.0, 86400.0)])
+def test_a_reply_is_valid_as_long_as_it_is_waited_for(timeout, lives):
+    """A message lives for the whole timeout, where that is longer than Flower's twelve hours too."""
+    messages = instructions(RecordDict(), [7, 9], "train", timeout)
+    assert [(one.metadata.dst_node_id, one.metadata.ttl) for one in messages] == [(7, lives), (9, lives)]
 
 
 def test_replies_come_in_the_order_of_partitions():

@@ -2,7 +2,9 @@
 
 import pytest
 from local_grid import tiny
+from safetensors.torch import load_file, save_file
 
+from ff_flower.errors import RunError
 from ff_flower.registry import ModuleRegistry
 
 
@@ -42,6 +44,43 @@ def test_a_changed_module_is_set_aside_and_fitted_again(finished, tmp_path):
     assert again.modules() == finished.modules() and again.scores() == finished.scores()
     (refusal,) = ModuleRegistry(copy.directory.path / "modules").quarantined()
     assert (refusal.rule, refusal.source) == ("digest", module.path.name)
+
+
+def test_other_images_are_not_mixed_with_those_of_a_run(finished, tmp_path):
+    """A run of which anything was made of other images is not continued, nor is it passed off as a run of these."""
+    copy = finished.copy(tmp_path)
+    held = copy.directory.read_json("images.json")
+    copy.directory.write_json("images.json", {"sha256": "0" * 64})
+    before = stamps(copy.directory)
+    with pytest.raises(RunError, match=r"images of digits are not those .*set out or FF_RUNS"):
+        copy.again()
+    assert stamps(copy.directory) == before
+    (copy.directory.path / "images.json").unlink()
+    assert copy.again().directory.read_json("images.json") == held
+
+
+def test_where_a_run_was_made_stands_until_something_is_made_again(finished, tmp_path):
+    """A run that is whole keeps the record of its environment; one that goes on notes where that is."""
+    copy = finished.copy(tmp_path)
+    copy.directory.write_json("environment.json", {"made": "elsewhere"})
+    copy.again()
+    assert copy.directory.read_json("environment.json") == {"made": "elsewhere"}
+    (copy.directory.path / "classifiers/student.safetensors").unlink()
+    copy.again()
+    assert "source_digest" in copy.directory.read_json("environment.json")
+
+
+def test_a_student_follows_its_teachers(finished, tmp_path):
+    """A student taught by other logits than it was before is not kept."""
+    copy = finished.copy(tmp_path)
+    path = copy.directory.path / "nodes/2/logits.safetensors"
+    save_file({"logits": load_file(path)["logits"].flip(0).contiguous()}, path)
+    stage = copy.directory.receipts()["answer-2"]
+    copy.directory.finish("answer-2", stage["inputs"], [copy.directory.path / name for name in stage["outputs"]])
+    again = copy.again()
+    assert again.grid.asked == []
+    names = {name for name, data in again.files("classifiers").items() if data != finished.files("classifiers")[name]}
+    assert names == {"classifiers/student.safetensors"}
 
 
 @pytest.mark.parametrize("name", ["student", "server"])

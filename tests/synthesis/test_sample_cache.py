@@ -194,3 +194,31 @@ def test_a_chunk_that_another_process_draws_is_waited_for_last(tmp_path: Path) -
 
     cache.fill([LONG], 0, NUMBERED, draw)
     assert drawn == [CHUNK, 2 * CHUNK] and torch.equal(cache.read(LONG, 0), _expected(LONG))
+
+
+def test_each_kind_of_device_finds_its_own_samples(tmp_path: Path) -> None:
+    """What a GPU drew is not what a CPU draws, to the last bit; removing a module removes both."""
+    on_cpu, on_gpu = SampleCache(tmp_path, torch.device("cpu")), SampleCache(tmp_path, torch.device("cuda", 1))
+    on_cpu.fill([LONG], 0, NUMBERED, _numbered)
+    drawn: list[tuple[int, int]] = []
+
+    def draw(module_id: str, start: int, stop: int) -> Tensor:
+        drawn.append((start, stop))
+        return _numbered(module_id, start, stop)
+
+    on_gpu.fill([LONG], 0, NUMBERED, draw)
+    assert drawn and on_cpu.path(LONG.module_id, 0) == SampleCache(tmp_path).path(LONG.module_id, 0)
+    SampleCache(tmp_path).remove(LONG.module_id)
+    assert not list(tmp_path.rglob("*.npy"))
+
+
+def test_a_disk_without_locks_is_no_reason_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the file system has no locks samples are drawn without one; any other error still ends it."""
+
+    def locking(self: object, *args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(FileLock, "acquire", locking)
+    cache = SampleCache(tmp_path)
+    cache.fill([LONG], 0, NUMBERED, _numbered)
+    assert len(cache.read(LONG, 0)) == LONG.count

@@ -5,8 +5,10 @@ import os
 import stat
 
 import pytest
+from flwr.app import ConfigRecord, RecordDict
 
 from ff_flower.errors import RunError, VerificationError
+from ff_flower.messages import read_forget
 from ff_flower.module_store import ModuleStore, StoredFiles
 
 DATA = b"a module file"
@@ -49,6 +51,16 @@ def test_a_name_that_is_no_hash_opens_nothing(store, name):
     """Only 64 hexadecimal digits name a file."""
     with pytest.raises(VerificationError, match=r"^store: .* is no module id"):
         store.get(name, 100)
+
+
+def test_a_name_that_is_no_hash_removes_nothing(store, tmp_path):
+    """Outside the store nothing is deleted, whatever name a message brings; and the message itself is refused."""
+    outside = tmp_path / "weights.safetensors"
+    outside.write_bytes(b"kept")
+    assert not store.remove(f"../{outside.stem}") and outside.exists()
+    content = RecordDict({"forget": ConfigRecord({"modules": f"../{outside.stem}"})})
+    with pytest.raises(RunError, match="no module id"):
+        read_forget(content)
 
 
 def test_neither_links_nor_pipes_are_followed(store, tmp_path):

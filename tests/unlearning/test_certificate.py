@@ -1,6 +1,7 @@
 """The certificate, and what reaches the nodes and the disk."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from federations import SEVERAL_CLASSES, contents, forget_owner, made, modules_of, on_nodes, scratch_without, work
@@ -8,10 +9,10 @@ from local_grid import error_reply, tiny
 from tampering import sold_twice, with_files
 
 from ff_flower.config import Exclusion
-from ff_flower.errors import ConfigError, VerificationError
-from ff_flower.registry import ModuleRegistry
+from ff_flower.errors import ConfigError, RunError, VerificationError
+from ff_flower.registry import ModuleRegistry, SignaturePolicy
 from ff_flower.run_directory import RunDirectory, file_digest
-from ff_flower.unlearning import Work, compare_runs, drop_copies, forget
+from ff_flower.unlearning import Work, compare_runs, drop_copies, forget, open_run
 
 
 def certificate(done):
@@ -164,6 +165,35 @@ def test_what_was_refused_or_cut_off_goes_too(whole):
     others.write_bytes(b"x")
     forget_owner(whole, "3")
     assert [path for path in left if path.exists()] == [] and others.exists()
+
+
+def test_modules_that_were_set_aside_before_go_too(whole):
+    """A module that left the registry earlier, as when its owner's key was withdrawn, is forgotten with its owner."""
+    spec, cache = open_run(whole)[0], whole.parent / "cache"
+    registry = ModuleRegistry.of_run(whole, spec)
+    stranger = next(one for one in registry if one.manifest.owner == "1")
+    names = list(modules_of(whole, "3"))
+    registry.check_signatures(SignaturePolicy(required=True))
+    assert list(registry) == [] and (whole / "modules" / "quarantine" / f"{names[0]}.refused").exists()
+    for path in (cache / "samples" / names[0] / "0" / "0.npy", cache / "modules" / f"{names[0]}.safetensors"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    RunDirectory(whole).withdraw(list(RunDirectory(whole).receipts()))  # the files are gone from their places
+    forget(whole, ["3"], (), Work())
+    assert [path for path in whole.parent.rglob("*") for name in names if path.is_file() and name in str(path)] == []
+    assert (whole / "modules" / "quarantine" / f"{stranger.module_id}.refused").exists()
+
+
+def test_a_proof_that_fails_is_told_and_the_rest_is_certified(whole):
+    """Where the run from scratch cannot be made, the certificate is written without it, and the request says why."""
+
+    def broken(spec):
+        raise RunError("no room for another run")
+
+    done = forget(whole, ["3"], (), replace(work(), from_scratch=broken))
+    assert done.unproven == "no room for another run" and done.error == "" and done.differing == ()
+    told = certificate(done)
+    assert told["rebuild"]["done"] and told["proof"]["from_scratch"] is None
 
 
 def test_a_run_with_refused_modules_forgets(tmp_path):

@@ -52,3 +52,10 @@ def test_nodes_forget_in_flower(tmp_path):
     told = json.loads((path / "certificates" / "forget-1.json").read_text())
     assert told["rebuild"]["done"] and sorted(told["nodes"]["confirmed"]) == ["0", "1"]
     assert "nodes/0/logits.safetensors" in told["rebuild"]["files"]
+
+
+def test_a_comparison_that_cannot_be_made_is_refused(uploaded):
+    """``--prove`` without rebuilding has nothing to compare, and is refused before anything is touched."""
+    before = contents(uploaded)
+    done = call(uploaded, "--owner", 3, "--no-rebuild", "--prove")
+    assert done.exit_code == REFUSED and "--prove" in done.output and contents(uploaded) == before

@@ -1,14 +1,16 @@
 """Forgetting a site that brings its own images under a name."""
 
 import json
+import shutil
 
 import pytest
 from federations import contents, modules_of
 from local_grid import LocalGrid, tiny
 
 from clients.client_app import app
+from ff_flower.errors import ConfigError
 from ff_flower.run_directory import RunDirectory
-from ff_flower.unlearning import Work, compare_runs, forget, open_run
+from ff_flower.unlearning import Work, compare_runs, forget, open_run, waits_for_nodes
 from sims.digit_folders import write_digit_folders
 from sims.forget import plan_work
 from strategies.server_app import run
@@ -53,3 +55,22 @@ def test_sites_elsewhere_are_left_to_their_federation(sites, tmp_path):
     sites(spec)
     second = plan_work(spec, path, requested=False, rebuild=True, proof=None, tell=said.append)
     assert json.loads(forget(path, (), (), second).certificates[0].read_text())["rebuild"]["done"]
+
+
+def test_a_site_that_left_is_forgotten_and_waited_for_no_longer(sites, tmp_path):
+    """Who introduced itself and then gave nothing can be forgotten; and who never came back keeps no certificate waiting."""
+    spec = tiny(tmp_path / "run", data__name="sites", num_clients=3, min_nodes=2, connect_timeout=0.3)
+    path = sites(spec).path
+    directory = RunDirectory(path)
+    shutil.rmtree(path / "nodes" / "1")
+    for module in modules_of(path, "south"):
+        (path / "modules" / f"{module}.safetensors").unlink()
+    directory.withdraw([stage for stage in directory.receipts() if stage not in ("fit-0", "fit-2")])
+    directory.write_json("metrics.json", directory.read_json("metrics.json") | {"missing": [{"partition": 1, "reason": "gone"}]})
+    assert waits_for_nodes(directory, spec)
+    server = spec.model_copy(update={"synthesis": spec.synthesis.model_copy(update={"site": "server"})})
+    assert not waits_for_nodes(directory, server)
+    told = json.loads(forget(path, ["south"], (), Work()).certificates[0].read_text())
+    assert told["request"]["exclude"] == "south"
+    with pytest.raises(ConfigError, match="elsewhere"):
+        plan_work(open_run(path)[0], path, requested=True, rebuild=True, proof=tmp_path, tell=print)

@@ -52,6 +52,13 @@ def test_other_methods_are_whole_too(tmp_path):
     assert verify_run(directory.path, SignaturePolicy())[0] == []
 
 
+def test_rounded_counts_are_what_they_were_rounded_from(tmp_path):
+    """Where nodes round their numbers of images, these agree with the exact label distribution."""
+    spec = tiny(tmp_path, manifest__count_granularity=50)
+    directory = run(LocalGrid(app, spec.num_clients), spec)
+    assert verify_run(directory.path, SignaturePolicy())[0] == []
+
+
 def first(folder, pattern):
     """Return the first file of a pattern, sorted."""
     return sorted(folder.glob(pattern))[0]
