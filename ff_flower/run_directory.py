@@ -25,7 +25,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,8 @@ class RunDirectory:
                 with unfinished.open("rb") as file:
                     os.fsync(file.fileno())
             unfinished.replace(path)
+            if durable:
+                _sync_folder(path.parent)
         finally:
             unfinished.unlink(missing_ok=True)
         return path
@@ -260,6 +262,14 @@ def file_digest(path: Path) -> str | None:
         return None
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on disk, where the file system can say so: what is written is written."""
+    handle = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):
+        os.fsync(handle)
+    os.close(handle)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ def test_a_run_writes_every_file_that_its_directory_promises(finished):
     """Each file named in the run directory's docstring exists, per module and per node where it says so."""
     path = finished.directory.path
     promised = ["spec.json", "environment.json", "metrics.json", "ledger.jsonl", "receipts.json", "progress.json"]
-    promised += ["label_distribution.json", "label_distribution.png"]
+    promised += ["images.json", "label_distribution.json", "label_distribution.png"]
     promised += [f"classifiers/{name}.safetensors" for name in ("server", "student")]
     promised += [f"nodes/{p}/{name}" for p in range(5) for name in ("fit.json", "answer.json")]
     promised += [f"nodes/{p}/{name}.safetensors" for p in range(5) for name in ("logits", "weights")]
