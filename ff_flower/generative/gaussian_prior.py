@@ -52,7 +52,8 @@ class GaussianPrior(nn.Module):
         rows : Tensor
             (n, D) float32 images.
         rank : int
-            Largest number of directions; 0 gives the isotropic prior.
+            Largest number of directions; 0 gives the isotropic prior. There are at most half as many as images: with as many
+            directions as images nothing would be left that tells how other images vary in all the others.
         seed : int
             Seed of the randomized decomposition.
 
@@ -68,7 +69,7 @@ class GaussianPrior(nn.Module):
         centre = _rounded(rows.mean(0))
         scale = _rounded((rows - centre).square().mean().sqrt().clamp_min(0.05))
         standard = (rows[:ROWS] - centre) / scale
-        rank = min(rank, len(standard) - 1, standard.shape[1] - 1)
+        rank = min(rank, len(standard) // 2, standard.shape[1] - 1)
         if rank < 1:
             return cls.isotropic(rows.shape[1]), centre, scale
         with threadpool_limits(1):

@@ -111,10 +111,10 @@ def test_another_seed_gives_other_weights(kind: str, zeros: Tensor) -> None:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_few_images_are_learned(kind: str, count: int) -> None:
-    """A class of one image or of a few has a finite module, whose prior has fewer directions than images."""
+    """A class of one image or of a few has a finite module, whose prior has at most half as many directions as images."""
     images = torch.randint(0, 256, (count, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     module = _fit(kind, images, steps=2)
-    assert len(module.state()["model.prior.deviations"]) == count - 1
+    assert len(module.state()["model.prior.deviations"]) == count // 2
     assert torch.allclose(module.state()["centre"], to_unit(images).mean(0), atol=1e-3)
     assert module.sample(2, torch.Generator().manual_seed(0)).shape == (2, 3, 4, 4)
 
@@ -132,9 +132,10 @@ def test_symmetric_copies_are_a_group(symmetry: str, square: int, oblong: int) -
 
 @pytest.mark.parametrize("symmetry", ["mirror", "dihedral"])
 def test_a_symmetric_class_is_learned(kind: str, symmetry: str) -> None:
-    """Images of unequal sides are learned under any symmetry and augmentation, and the centre has the symmetry."""
+    """Images of unequal sides are learned under any symmetry, which the centre has, and under told augmentation beside it."""
     images = torch.randint(0, 256, (5, 1, 4, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    centre = _fit(kind, images, steps=1, symmetry=symmetry, augmentation=0.5).state()["centre"]
+    centre = _fit(kind, images, steps=1, symmetry=symmetry).state()["centre"]
+    assert _fit(kind, images, steps=1, symmetry=symmetry, augmentation=0.5).state()["centre"].shape == centre.shape
     assert torch.equal(centre, centre.flip(-1))
     assert symmetry == "mirror" or torch.equal(centre, centre.flip(-2))
 
@@ -184,7 +185,7 @@ def test_the_gaussian_expects_what_it_is_shown(kind: str) -> None:
         terms = (along / prior.deviations).square().sum(1) + rest / prior.floor.square()
         return float(terms.mean()) / rows.shape[1]
 
-    assert unexpected(told) < 2 < unexpected(plain)
+    assert unexpected(told) < 4 < 0.1 * unexpected(plain), (unexpected(told), unexpected(plain))
     assert len(told.eval().draw(clean, torch.Generator().manual_seed(1))) == 3
 
 

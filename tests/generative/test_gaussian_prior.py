@@ -79,9 +79,18 @@ def test_the_prior_is_the_gaussian_of_the_images(zeros: Tensor) -> None:
         assert torch.equal(tensor, tensor.half().float())
 
 
-@pytest.mark.parametrize(("rows", "rank", "expected"), [(1, 8, 0), (2, 8, 1), (30, 8, 8), (30, 0, 0), (30, 99, 8)])
+@pytest.mark.parametrize(("rows", "rank", "expected"), [(1, 8, 0), (2, 8, 1), (10, 8, 5), (30, 8, 8), (30, 0, 0), (30, 99, 8)])
 def test_directions_are_fewer_than_images_and_pixels(rows: int, rank: int, expected: int) -> None:
-    """A prior of n images of D pixels has at most n - 1 and D - 1 directions, and finite numbers."""
+    """A prior of n images of D pixels has at most n / 2 and D - 1 directions, and finite numbers."""
     prior, centre, scale = GaussianPrior.fit(normal(rows, 9).float(), rank, seed=0)
     assert prior.directions.shape == (expected, 9) and prior.deviations.shape == (expected,)
     assert all(tensor.isfinite().all() for tensor in (centre, scale, *prior.state_dict().values()))
+
+
+def test_few_images_do_not_pass_for_all_there_are() -> None:
+    """Fitted to fewer images than pixels the prior expects others to differ as much from its directions as they do, or more."""
+    rows = normal(40, 400).float()
+    prior, centre, scale = GaussianPrior.fit(rows, 999, seed=0)
+    others = (normal(200, 400, seed=1).float() - centre) / scale
+    rest = others - others @ prior.directions.T @ prior.directions
+    assert prior.floor.square() > 0.5 * rest.square().sum(1).mean() / (400 - len(prior.directions))

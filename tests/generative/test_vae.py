@@ -85,6 +85,7 @@ def test_any_sides_go_in_and_come_out(shape: ImageShape, patch: int, levels: int
     assert Decoder(spec, shape)(mean).shape == (2, *shape)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_mixture_of_nothing_is_refused() -> None:
     """Points that are not finite, or that all are one beyond what regularization mends, end in an error with its remedy."""
     with pytest.raises(ModuleError, match="not finite"):
@@ -169,6 +170,6 @@ def test_training_lowers_the_loss(zeros: Tensor) -> None:
 
 def test_too_large_images_are_refused() -> None:
     """An image larger than the size takes is refused before any work, with the next size as a remedy."""
-    with pytest.raises(ConfigError, match="set size = 'small'"):
+    with pytest.raises(ConfigError, match="set its size to 'auto' or 'small'"):
         VAEModule(VAESpec(size="tiny"), (1, 17, 17))
     assert VAEModule(VAESpec(size="large"), (3, 128, 128)).latent_shape == (129,)
