@@ -35,16 +35,18 @@ def raising(error):
 def test_name_is_stable_for_a_spec_and_differs_for_another(tmp_path):
     """The same spec opens the same folder; another seed, method or setting opens another one."""
     spec = RunSpec(out=str(tmp_path))
-    others = [spec.model_copy(update=change) for change in ({"seed": 1}, {"method": "fedavg"}, {"min_classes": 3})]
+    others = [spec.model_copy(update=change) for change in ({"seed": 1}, {"method": "fedavg"}, {"num_clients": 3})]
     paths = [RunDirectory.open(one).path for one in (spec, spec, *others)]
     assert paths[0] == paths[1] and len(set(paths)) == 4
     assert paths[0].name == f"digits-federated-factory-pathological-seed0-{spec.digest()[:10]}"
 
 
-def test_name_does_not_depend_on_where_images_and_results_lie(tmp_path):
-    """Output folder, timeout, data root and permission to download leave a run's name as it is."""
+def test_name_does_not_depend_on_what_changes_no_result(tmp_path):
+    """Output folder, timeout, data root, permission to download and quorums leave a run's name as it is."""
     spec = RunSpec(out=str(tmp_path / "a"))
-    moved = RunSpec(out=str(tmp_path / "b"), timeout=1.0, data=DataSpec(root="/elsewhere", download=False))
+    moved = RunSpec(
+        out=str(tmp_path / "b"), timeout=1.0, min_nodes=2, min_classes=3, data=DataSpec(root="/elsewhere", download=False)
+    )
     assert RunDirectory.open(spec).path.name == RunDirectory.open(moved).path.name
 
 

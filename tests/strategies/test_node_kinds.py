@@ -89,14 +89,14 @@ def test_classes_from_which_nothing_can_be_learned_are_declined(kind, run_tiny, 
 def test_a_size_that_cannot_take_the_images_ends_the_run_first(tmp_path):
     """Where the size of the run's network is too small for the images no node is asked, and the remedy is named."""
     grid = LocalGrid(app, 5)
-    with pytest.raises(ConfigError, match=r"20 x 20 pixels: a network of size 'tiny' takes up to 16; set size = 'small'"):
-        run(grid, tiny(tmp_path, module__kind="flow", data__size=20))
+    with pytest.raises(ConfigError, match="size 'tiny' takes up to 16; set its size to 'auto' or 'small'"):
+        run(grid, tiny(tmp_path, module__kind="flow", module__flow__size="tiny", data__size=20))
     assert grid.asked == []
 
 
 def test_other_kinds_need_not_take_the_images(run_tiny, tmp_path):
     """A run of mixtures goes on where the networks' size is too small; a node that chooses such a network says so."""
-    spec = tiny(tmp_path, data__size=20, synthesis__site="server")
+    spec = tiny(tmp_path, data__size=20, synthesis__site="server", module__edm__size="tiny")
     one = run_tiny(spec, node_config={3: {"module.kind": "edm"}})
     (missing,) = one.metrics["missing"]
     assert missing["partition"] == 3 and "a network of size 'tiny' takes up to 16" in missing["reason"]
