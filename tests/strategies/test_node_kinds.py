@@ -89,7 +89,8 @@ def test_classes_from_which_nothing_can_be_learned_are_declined(kind, run_tiny, 
 def test_a_size_that_cannot_take_the_images_ends_the_run_first(tmp_path):
     """Where the size of the run's network is too small for the images no node is asked, and the remedy is named."""
     grid = LocalGrid(app, 5)
-    with pytest.raises(ConfigError, match="size 'tiny' takes up to 16; set its size to 'auto' or 'small'"):
+    said = "images of 20 x 20 pixels: a network of size 'tiny' takes up to 16; set its size to 'auto' or 'small', or data.size"
+    with pytest.raises(ConfigError, match=said):
         run(grid, tiny(tmp_path, module__kind="flow", module__flow__size="tiny", data__size=20))
     assert grid.asked == []
 
