@@ -75,6 +75,12 @@ def read_spec(run: Path) -> dict[str, Scalar]:
     return values
 
 
+def made_of(run: Path, images: str) -> bool:
+    """Tell whether a run was made of the images whose digest is ``images``, see `Splits.digest`; True where it does not say."""
+    held = run / "images.json"
+    return not held.exists() or images in held.read_text(errors="replace")
+
+
 class RunDirectory:
     """The folder of one spec's results; opening it again finds what is done.
 

@@ -16,11 +16,13 @@ from .processes.certificates import make_certificates, make_node_keys
 from .report import TextTable, load_metrics, run_tables, show, summarize
 from .run import APP, main, presets, refusing
 from .status import main as status
+from .validate import main as validate
 from .verify import main as verify
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="FederatedFactory on Flower: runs, reports, settings.")
 app.command("run")(main)
 app.command("compare")(compare)
+app.command("validate")(validate)
 app.command("forget")(forget)
 app.command("inspect")(inspect)
 app.command("verify")(verify)

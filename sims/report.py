@@ -106,13 +106,15 @@ def _called(metrics: Metrics, gap: Mapping[str, Any]) -> str:
     return f"site {sites[partition]}" if 0 <= partition < len(sites) else f"node {partition}"
 
 
-def summarize(runs: Sequence[Metrics]) -> TextTable:
+def summarize(runs: Sequence[Metrics], title: str = "Mean ± standard deviation over runs") -> TextTable:
     """Return means over seeds, grouped by data set, partition, method and result, and by settings where these differ.
 
     Parameters
     ----------
     runs : sequence of mapping
         Contents of ``metrics.json``; with several runs of a group the standard deviation (of the sample) is given too.
+    title : str
+        What stands above the table.
     """
     groups: dict[tuple[str, ...], list[tuple[Metrics, Metrics]]] = {}
     for run in runs:
@@ -126,7 +128,7 @@ def summarize(runs: Sequence[Metrics]) -> TextTable:
         named = key if differ else key[:-1]
         rows.append((*named, str(len(members)), *(_mean_sd(column) for column in columns)))
     header = ("data set", "partition", "method", "result", *(("settings",) if differ else ()), "runs", *_SUMMARY)
-    return TextTable("Mean ± standard deviation over runs", header, tuple(rows))
+    return TextTable(title, header, tuple(rows))
 
 
 def show(tables: Iterable[TextTable], *, markdown: bool = False) -> None:

@@ -16,7 +16,7 @@ from ff_flower.errors import FederatedFactoryError, RunError
 from ff_flower.figures import label_distribution_figure
 from ff_flower.metrics import Ledger
 from ff_flower.reports import busy_seconds
-from ff_flower.run_directory import RunDirectory
+from ff_flower.run_directory import RunDirectory, made_of
 from ff_flower.unlearning import honour
 
 from .baselines import run_averaging, run_centralized, run_local
@@ -73,7 +73,7 @@ def _hold_images(directory: RunDirectory, splits: Splits) -> None:
     held, digest = directory.path / "images.json", splits.digest()
     if not held.exists():
         directory.write_json(held.name, {"sha256": digest})
-    elif digest not in held.read_text(errors="replace"):
+    elif not made_of(directory.path, digest):
         remedy = "put them back, or keep the runs apart: set out or FF_RUNS to another folder"
         raise RunError(f"the images of {splits.info.name} are not those with which {directory.path} began; {remedy}")
 

@@ -1,0 +1,89 @@
+"""``ff-flower validate``: the classifiers of finished runs, scored on validation images, by which settings may be chosen."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from ff_flower.accelerator import select_device
+from ff_flower.classifiers import build_classifier, predict, product_of_experts
+from ff_flower.config import RunSpec, from_run_config
+from ff_flower.data import Splits, load_splits
+from ff_flower.errors import DataError, RunError
+from ff_flower.metrics import classification_metrics, mean_metrics
+from ff_flower.run_directory import made_of, read_spec
+
+from .report import Metrics, load_metrics, show, summarize
+from .run import refusing
+
+
+def main(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    markdown: Annotated[bool, typer.Option(help="Print Markdown.")] = False,
+) -> None:
+    """Score the classifiers of runs on validation images, by which settings may be chosen; a report's test scores may not.
+
+    The product of experts and the nodes' mean need the nodes' weights, which a run keeps where its consensus holds poe.
+    """
+    with refusing():
+        found = [validated(run) for run in runs]
+    show([summarize(found, "On validation images: mean ± standard deviation over runs")], markdown=markdown)
+
+
+def validated(run: Path) -> Metrics:
+    """Return a run's metrics with the scores of its classifiers on validation images in the place of those on test images.
+
+    Results whose classifiers the run does not keep are left out.
+
+    Parameters
+    ----------
+    run : Path
+        The directory of a finished run.
+
+    Raises
+    ------
+    DataError
+        Where the run did not finish, keeps no classifier, or this machine has no validation images of its set.
+    RunError
+        Where its images have changed, or a file is no classifier of this run.
+    """
+    metrics, spec = load_metrics(run), from_run_config(read_spec(run))
+    if spec.data.own:
+        raise DataError(f"{run}: its images are at the sites, which hold out test images alone; validate a simulation")
+    splits = load_splits(spec.data, spec.seed)
+    if not made_of(run, splits.digest()):
+        raise RunError(f"{run}: the images of {splits.info.name} are not those of this run; put them back")
+    if not len(splits.val):
+        raise DataError(f"{run}: {splits.info.name} has no validation images here; run it with data.val-fraction above 0")
+    scores, device = {}, select_device(spec.device)
+    for name in metrics["results"]:
+        logits = [predict(_classifier(path, spec, splits), splits.val.images, device) for path in _voters(run, metrics, name)]
+        if name == "client_mean" and logits:
+            scores[name] = mean_metrics([classification_metrics(one, splits.val.labels) for one in logits])
+        elif logits:
+            pooled = logits[0] if len(logits) == 1 else product_of_experts(logits)
+            scores[name] = classification_metrics(pooled, splits.val.labels).as_dict()
+    if not scores:
+        raise DataError(f"{run}: keeps no classifier to score ({metrics['method']}); name a run that has files in classifiers/")
+    return {**metrics, "results": {name: {**metrics["results"][name], **values} for name, values in scores.items()}}
+
+
+def _voters(run: Path, metrics: Metrics, name: str) -> list[Path]:
+    """Return the files of the classifiers behind a result; none where the run keeps none of them."""
+    answered = [one["partition"] for one in metrics.get("nodes", []) if one["accuracy"] is not None]
+    nodes = [run / f"nodes/{partition}/weights.safetensors" for partition in answered]
+    paths = nodes if name in ("client_mean", "product_of_experts") else [run / f"classifiers/{name}.safetensors"]
+    return paths if any(path.is_file() for path in paths) else []
+
+
+def _classifier(path: Path, spec: RunSpec, splits: Splits) -> nn.Module:
+    network = build_classifier(spec.classifier, splits.info.shape[0], splits.num_classes, seed=0)
+    try:
+        network.load_state_dict(load_file(path))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"{path}: is no {spec.classifier.network} of this run ({reason}); see `ff-flower verify`") from error
+    return network
