@@ -1,12 +1,13 @@
 """``ff-flower validate``: the classifiers of finished runs, scored on validation images, by which settings may be chosen."""
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from ff_flower.accelerator import select_device
 from ff_flower.classifiers import build_classifier, predict, product_of_experts
@@ -59,8 +60,13 @@ def validated(run: Path) -> Metrics:
     if not len(splits.val):
         raise DataError(f"{run}: {splits.info.name} has no validation images here; run it with data.val-fraction above 0")
     scores, device = {}, select_device(spec.device)
+
+    @cache  # the nodes' classifiers stand behind two results
+    def predicted(path: Path) -> Tensor:
+        return predict(_classifier(path, spec, splits), splits.val.images, device)
+
     for name in metrics["results"]:
-        logits = [predict(_classifier(path, spec, splits), splits.val.images, device) for path in _voters(run, metrics, name)]
+        logits = [predicted(path) for path in _voters(run, metrics, name)]
         if name == "client_mean" and logits:
             scores[name] = mean_metrics([classification_metrics(one, splits.val.labels) for one in logits])
         elif logits:
