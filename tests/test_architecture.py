@@ -13,6 +13,7 @@ import pytest
 
 from ff_flower.config import RunSpec
 from sims.defaults import flatten
+from sims.processes.packing import copy_of_app
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("ff_flower", "strategies", "clients", "sims")
@@ -185,11 +186,14 @@ def test_console_script_exists():
     assert callable(getattr(importlib.import_module(module), attribute))
 
 
-def test_app_bundle_holds_all_runtime_files():
-    """The bundle that flwr run builds holds every module and preset of the four packages."""
+def test_app_bundle_holds_all_runtime_files(tmp_path):
+    """The bundle that flwr run builds holds every module and preset of the four packages, and so does a session's."""
     from flwr.cli.build import build_fab_from_disk
 
-    with zipfile.ZipFile(io.BytesIO(build_fab_from_disk(ROOT))) as bundle:
+    built = build_fab_from_disk(ROOT)
+    copy = copy_of_app(ROOT, tmp_path)
+    assert copy != ROOT and build_fab_from_disk(copy) == built
+    with zipfile.ZipFile(io.BytesIO(built)) as bundle:
         held = set(bundle.namelist())
     needed = {path.relative_to(ROOT).as_posix() for path in [*FILES, *(ROOT / "sims" / "presets").glob("*.toml")]}
     assert needed <= held

@@ -28,6 +28,7 @@ from ff_flower.config import Scalar
 from ff_flower.errors import RunError
 
 from ..defaults import toml_line
+from .packing import copy_of_app
 from .process_groups import process_groups
 
 COMPLETED = "finished:completed"
@@ -140,7 +141,7 @@ class PrivateSuperLink:
     ) -> RunOutcome:
         """Submit ``app``, stream its log, wait for the end, and ask the SuperLink how it was."""
         began = time.monotonic()
-        command = ["flwr", "run", str(app.resolve()), CONNECTION, "--stream", *options]
+        command = ["flwr", "run", str(copy_of_app(app.resolve(), self.home)), CONNECTION, "--stream", *options]
         if overrides:
             settings = self.home / "run-config.toml"
             settings.write_text("".join(f"{toml_line(key, value)}\n" for key, value in overrides.items()), encoding="utf-8")
@@ -148,7 +149,7 @@ class PrivateSuperLink:
         run_id = self._submit(command, stream or (lambda line: None))
         record = self._record(run_id)
         while not record["status"].startswith("finished"):
-            time.sleep(1.0)
+            time.sleep(0.2)
             record = self._record(run_id)
         details = record["status-details"].removeprefix("Simulation failed with exception: ")
         return RunOutcome(run_id, record["status"], "" if details == "N/A" else details, time.monotonic() - began)

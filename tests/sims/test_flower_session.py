@@ -13,6 +13,7 @@ import pytest
 
 from ff_flower.errors import ConfigError, RunError
 from sims.processes.log_filter import LogFilter
+from sims.processes.packing import copy_of_app
 from sims.processes.process_groups import process_groups
 from sims.processes.session import FlowerSession
 
@@ -94,6 +95,17 @@ def echo_app(tmp_path) -> Path:
     for name, text in {"__init__": "", "server_app": SERVER, "client_app": CLIENT}.items():
         (app / "echo" / f"{name}.py").write_text(text)
     return app
+
+
+def test_the_copy_of_an_app_is_its_latest_state(echo_app, tmp_path):
+    """A session submits the files of now; an app whose bundle is not whole folders is submitted from where it is."""
+    for text in ("", "# changed"):
+        (echo_app / "echo" / "__init__.py").write_text(text)
+        copy = copy_of_app(echo_app, tmp_path)
+        assert copy == tmp_path / "app" and (copy / "echo" / "__init__.py").read_text() == text
+    for settings in ('fab-include = ["echo/*.py"]', 'fab-include = ["echo/**"]\nfab-exclude = ["echo/server_app.py"]', ""):
+        (echo_app / "pyproject.toml").write_text(PYPROJECT.replace('fab-include = ["echo/**"]', settings))
+        assert copy_of_app(echo_app, tmp_path) == echo_app
 
 
 def living(groups: set[int]) -> list[str]:
