@@ -28,7 +28,7 @@ RESULTS = Results("curve", "Accuracy against total seconds", ("data set", "kind"
 SHARES = {"fit": 0.52, "synthesis": 0.08, "nodes and server": 0.28, "student": 0.12}  # of the seconds that are left
 OUTSIDE = 36.0  # seconds of a run that are none of its stages': Flower, Ray, imports, data
 FEWEST, MOST = 64, 6000  # samples per class
-ENDLESS = 1_000_000  # steps of a fit that its seconds end
+PASSES, STEPS, STUDENT_STEPS = 2000, 5000, 10_000  # at most: of a fit over its images, of a classifier, of the student
 
 BUDGETS = (60, 300, 900, 3600)
 STUDENT: dict[str, Scalar] = {"distillation.temperature": 1.0, "distillation.min-agreement": 0.5, "distillation.hard-labels": 0.3}
@@ -66,8 +66,8 @@ class Rates:
         Seconds per step of a classifier, on one core and on all.
     cores : int
         Cores that nodes share, each working on one.
-    tested : int
-        Images on which every classifier is scored.
+    fitted, tested : int
+        Training images of a class, on the average, and images on which every classifier is scored.
     """
 
     sample: float
@@ -75,6 +75,7 @@ class Rates:
     node_step: float
     server_step: float
     cores: int
+    fitted: int
     tested: int
 
 
@@ -90,10 +91,11 @@ def plan(spec: RunSpec, budget: float, rates: Rates) -> RunSpec:
     """Return ``spec`` with the steps, seconds and counts that fill ``budget`` seconds.
 
     What no setting changes is taken off first: Flower's own seconds, vetting, and the scores of all classifiers. Kinds that train
-    no network leave the seconds of the fit to the other stages.
+    no network leave the seconds of the fit to the other stages. Where a stage meets its limit (samples, passes, steps), the run
+    ends before its budget.
     """
-    trained = isinstance(spec.module.of_kind(), TrainingSpec)
-    shares = {stage: share for stage, share in SHARES.items() if trained or stage != "fit"}
+    kind = spec.module.of_kind()
+    shares = {stage: share for stage, share in SHARES.items() if isinstance(kind, TrainingSpec) or stage != "fit"}
     cores, classes = min(rates.cores, spec.num_clients), spec.num_clients * spec.partition.classes_per_node
     waves = spec.num_clients / cores
     left = max(budget - OUTSIDE - _vetting_and_scores(spec, rates, waves, classes), 0.25 * budget)
@@ -103,11 +105,11 @@ def plan(spec: RunSpec, budget: float, rates: Rates) -> RunSpec:
     both = rates.node_step * waves + rates.server_step
     changes: dict[str, Scalar] = {
         "synthesis.samples-per-class": min(MOST, max(FEWEST, samples)),
-        "classifier.steps": max(1, round(seconds["nodes and server"] / both)),
-        "distillation.steps": max(1, round(seconds["student"] / rates.server_step)),
+        "classifier.steps": min(STEPS, max(1, round(seconds["nodes and server"] / both))),
+        "distillation.steps": min(STUDENT_STEPS, max(1, round(seconds["student"] / rates.server_step))),
     }
-    if trained:
-        changes[f"module.{spec.module.kind}.steps"] = ENDLESS
+    if isinstance(kind, TrainingSpec):
+        changes[f"module.{spec.module.kind}.steps"] = PASSES * rates.fitted // kind.batch_size
         changes["module.max-seconds"] = round(seconds["fit"] * cores / classes, 2)
     return changed(spec, changes)
 
@@ -127,7 +129,7 @@ def measure_rates(spec: RunSpec, repeats: int = 3) -> Rates:
     finally:
         torch.set_num_threads(threads)
     together = min(alone, max(together, alone / cores))  # a busy machine shows less than it can
-    return Rates(sample, image, alone, together, cores, len(splits.test))
+    return Rates(sample, image, alone, together, cores, len(splits.train) // splits.num_classes, len(splits.test))
 
 
 def measure_point(spec: RunSpec, budget: float, run: Run) -> Row:

@@ -160,25 +160,39 @@ def test_a_curve_is_filled_in_point_by_point(tmp_path, monkeypatch):
     assert Image.open(tmp_path / "curve.png").size[0] > 300
 
 
+RATES = curve.Rates(sample=0.02, image=1e-3, node_step=0.05, server_step=0.03, cores=2, fitted=1000, tested=1000)
+
+
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_plan_spends_its_budget(kind):
     """Where no count meets its limit, the stages' costs at the measured rates and Flower's own seconds add up to the budget."""
-    rates = curve.Rates(sample=0.02, image=1e-3, node_step=0.02, server_step=0.01, cores=2, tested=1000)
     for dataset in curve.SETTINGS:
         base = curve.base_spec(dataset, kind)
-        spec = curve.plan(base, 900, rates)
+        spec = curve.plan(base, 900, RATES)
         waves = spec.num_clients / 2
         stages = {
             "fit": waves * spec.module.max_seconds,
-            "vetting": spec.num_clients * 2 * spec.trust.probe * rates.sample / 2,
-            "synthesis": waves * spec.synthesis.samples_per_class * rates.sample,
-            "logits": waves * spec.num_clients * spec.synthesis.samples_per_class * rates.image,
-            "scores": (waves + 1) * rates.tested * rates.image,
-            "classifiers": spec.classifier.steps * (waves * rates.node_step + rates.server_step),
-            "student": spec.distillation.steps * rates.server_step,
+            "vetting": spec.num_clients * 2 * spec.trust.probe * RATES.sample / 2,
+            "synthesis": waves * spec.synthesis.samples_per_class * RATES.sample,
+            "logits": waves * spec.num_clients * spec.synthesis.samples_per_class * RATES.image,
+            "scores": (waves + 1) * RATES.tested * RATES.image,
+            "classifiers": spec.classifier.steps * (waves * RATES.node_step + RATES.server_step),
+            "student": spec.distillation.steps * RATES.server_step,
         }
         assert sum(stages.values()) + curve.OUTSIDE == pytest.approx(900, rel=0.01)
         assert (stages["fit"] > 0) == isinstance(base.module.of_kind(), TrainingSpec)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_plan_has_limits(kind):
+    """However long the budget, samples, steps and passes over the images meet a limit."""
+    base = curve.base_spec("bloodmnist", kind)
+    spec = curve.plan(base, 1e6, RATES)
+    longer = curve.plan(base, 1e7, RATES)
+    assert longer == pipeline.changed(spec, {"module.max-seconds": longer.module.max_seconds})
+    assert (spec.synthesis.samples_per_class, spec.classifier.steps) == (curve.MOST, curve.STEPS)
+    if isinstance(network := spec.module.of_kind(), TrainingSpec):
+        assert network.steps * network.batch_size == curve.PASSES * RATES.fitted
 
 
 def test_rates_are_positive():
