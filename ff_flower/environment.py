@@ -7,8 +7,6 @@ import platform
 from functools import cache
 from pathlib import Path
 
-import torch
-
 PACKAGES = ("ff_flower", "strategies", "clients")
 LIBRARIES = ("flwr", "ray", "torch", "torchvision", "numpy", "scikit-learn", "safetensors", "flwr-datasets", "medmnist")
 
@@ -37,6 +35,8 @@ def library_versions(names: tuple[str, ...] = LIBRARIES) -> dict[str, str]:
 
 def describe_environment() -> dict[str, object]:
     """Return what someone needs to know who repeats a run."""
+    import torch
+
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -32,13 +32,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
+from .classifiers import weights_file
 from .config import RunSpec, from_run_config
 from .environment import source_digest
 from .errors import RunError, VerificationError
 from .federation import Federation, Introduction, Tally
 from .module_store import REMEDY, ModuleStore, StoredFiles, is_module_id
 from .reports import Answer, FitReport, Forgotten
-from .run_directory import cache_root, weights_file
+from .run_directory import cache_root
 
 FILE_TYPE = "safetensors"
 MAX_FILE_BYTES = 512 * 2**20

@@ -29,8 +29,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from .config import RunSpec, Scalar
 from .environment import describe_environment
 from .errors import RunError
@@ -233,13 +231,6 @@ class RunDirectory:
         if not isinstance(receipts, dict) or not all(isinstance(one, dict) and set(one) == keys for one in receipts.values()):
             raise RunError(f"{path}: a receipt has {', '.join(sorted(keys))}; {remedy}")
         return receipts
-
-
-def weights_file(state: dict[str, Tensor]) -> bytes:
-    """Return a network's tensors as one safetensors file without metadata; equal tensors give equal bytes."""
-    from safetensors.torch import save
-
-    return save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
 
 
 def combined_digest(*parts: str) -> str:

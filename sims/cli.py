@@ -1,33 +1,59 @@
 """The console script ``ff-flower``: what is not ``flwr run``."""
 
+import ast
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import click
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from ff_flower.config import RunSpec
 
-from .compare import main as compare
 from .defaults import render_config, write_config
-from .deploy_demo import main as deploy_demo
-from .forget import main as forget
-from .inspect import main as inspect
-from .processes.certificates import make_certificates, make_node_keys
 from .report import TextTable, load_metrics, run_tables, show, summarize
-from .run import APP, main, presets, refusing
-from .status import main as status
-from .validate import main as validate
-from .verify import main as verify
+from .run import APP, presets, refusing
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="FederatedFactory on Flower: runs, reports, settings.")
-app.command("run")(main)
-app.command("compare")(compare)
-app.command("validate")(validate)
-app.command("forget")(forget)
-app.command("inspect")(inspect)
-app.command("verify")(verify)
-app.command("status")(status)
-app.command("deploy-demo")(deploy_demo)
+MODULES = ("run", "compare", "validate", "forget", "inspect", "verify", "status", "deploy_demo")  # each with a command ``main``
+
+
+class LateCommand(TyperCommand):
+    """A command whose module is imported when it is called: most of them import torch, for which no overview should wait.
+
+    Parameters
+    ----------
+    module : str
+        Name of the module beside this one whose function ``main`` is the command.
+    """
+
+    def __init__(self, module: str) -> None:
+        source = ast.parse(Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8"))
+        main = next(node for node in source.body if isinstance(node, ast.FunctionDef) and node.name == "main")
+        super().__init__(module.replace("_", "-"), help=ast.get_docstring(main))
+        self.module = module
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Return the context of the command itself."""
+        one = typer.Typer(add_completion=False)
+        one.command(self.name)(import_module(f"{__package__}.{self.module}").main)
+        return typer.main.get_command(one).make_context(info_name, args, parent, **extra)
+
+
+class Commands(TyperGroup):
+    """The commands of `MODULES`, and those of this file after them."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        late = [LateCommand(module) for module in MODULES]
+        self.commands = {str(command.name): command for command in late} | dict(self.commands)
+
+
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, help="FederatedFactory on Flower: runs, reports, settings."
+)
 
 Markdown = Annotated[bool, typer.Option(help="Print Markdown.")]
 
@@ -64,6 +90,8 @@ def certificates(
     days: Annotated[int, typer.Option(min=1, help="How long the certificates hold.")] = 365,
 ) -> None:
     """Make a certificate authority and the SuperLink's certificate, or, with --site alone, keys of SuperNodes."""
+    from .processes.certificates import make_certificates, make_node_keys
+
     with refusing():
         if hosts or not sites:
             make_certificates(folder, hosts or (), days)

@@ -19,7 +19,6 @@ from ff_flower.config import Exclusion, RunSpec, from_run_config, unknown_name
 from ff_flower.errors import ConfigError, FederatedFactoryError, RunError
 from ff_flower.machine import usable_cores, visible_gpus
 from ff_flower.run_directory import RunDirectory, cache_root, run_path
-from ff_flower.unlearning import Tombstone, drop_copies
 
 from .defaults import check_keys, flatten
 from .processes.log_filter import LogFilter
@@ -142,6 +141,8 @@ def start_afresh(spec: RunSpec) -> None:
     RunError
         Where another process works on it, it cannot be removed, or it says what was forgotten, which must not come back.
     """
+    from ff_flower.unlearning import Tombstone, drop_copies
+
     path = run_path(spec)
     if not path.is_dir():
         return

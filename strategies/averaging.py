@@ -11,13 +11,13 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
-from ff_flower.classifiers import build_classifier, predict
+from ff_flower.classifiers import build_classifier, predict, weights_file
 from ff_flower.config import RunSpec
 from ff_flower.data import Splits
 from ff_flower.errors import RunError, VerificationError
 from ff_flower.messages import count_bytes, request_records
 from ff_flower.metrics import ClassificationMetrics, Ledger, classification_metrics
-from ff_flower.run_directory import RunDirectory, weights_file
+from ff_flower.run_directory import RunDirectory
 from ff_flower.seeding import derive_seed
 
 from .nodes import Failure, in_partition_order, missing_nodes, wait_for_nodes

@@ -6,13 +6,12 @@ import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
-from ff_flower.classifiers import fit_classifier, predict
+from ff_flower.classifiers import fit_classifier, predict, weights_file
 from ff_flower.data import Splits
 from ff_flower.errors import ConfigError, RunError, VerificationError
 from ff_flower.messages import read_answer, request_records
 from ff_flower.metrics import ClassificationMetrics, classification_metrics, mean_metrics
 from ff_flower.reports import busy_seconds
-from ff_flower.run_directory import weights_file
 from ff_flower.seeding import derive_seed
 
 from .averaging import RepeatableAveraging, RoundHistory

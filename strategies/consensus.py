@@ -22,12 +22,13 @@ from ff_flower.classifiers import (
     product_of_experts,
     schedule_of,
     train,
+    weights_file,
 )
 from ff_flower.config import RunSpec
 from ff_flower.data import Splits
 from ff_flower.figures import sample_grid
 from ff_flower.metrics import ClassificationMetrics, classification_metrics, mean_metrics
-from ff_flower.run_directory import RunDirectory, cache_root, student_inputs, weights_file
+from ff_flower.run_directory import RunDirectory, cache_root, student_inputs
 from ff_flower.seeding import derive_seed
 from ff_flower.synthesis import SampleCache, SyntheticDataset, allocate, synthesize
 

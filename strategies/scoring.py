@@ -9,11 +9,11 @@ import torch
 from flwr.serverapp import Grid
 from torch import Tensor, nn
 
+from ff_flower.classifiers import weights_file
 from ff_flower.errors import VerificationError
 from ff_flower.federation import Tally
 from ff_flower.messages import count_bytes, file_record, read_tally, request_records
 from ff_flower.metrics import ClassificationMetrics, metrics_of_counts
-from ff_flower.run_directory import weights_file
 
 from .introductions import Roll
 from .nodes import Failure, in_partition_order, instructions

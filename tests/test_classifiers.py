@@ -26,6 +26,7 @@ from ff_flower.classifiers import (
     real_and_synthetic,
     schedule_of,
     train,
+    weights_file,
 )
 from ff_flower.config import ClassifierSpec
 from ff_flower.data import ImageSet, Splits, to_unit
@@ -436,3 +437,11 @@ def test_the_schedule_is_that_of_the_settings() -> None:
     spec = ClassifierSpec(steps=7, batch_size=5, learning_rate=0.3, weight_decay=0.2)
     assert schedule_of(spec) == Schedule(7, 5, 0.3, 0.2) and schedule_of(spec, 9) == Schedule(9, 5, 0.3, 0.2)
     assert schedule_of(spec.model_copy(update={"ema": 0.2})) == Schedule(7, 5, 0.3, 0.2, ema=0.2)
+
+
+def test_equal_tensors_give_equal_weights_files():
+    """A weights file depends on the tensors alone, not on their memory order, their graph, or the dictionary's order."""
+    weight = torch.arange(6.0).reshape(2, 3)
+    plain = weights_file({"a": weight, "b": torch.ones(2)})
+    twisted = {"b": torch.ones(2, requires_grad=True), "a": weight.t().contiguous().t()}
+    assert weights_file(twisted) == plain

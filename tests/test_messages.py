@@ -12,11 +12,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ff_flower import messages
+from ff_flower.classifiers import weights_file
 from ff_flower.config import RunSpec, from_run_config
 from ff_flower.environment import source_digest
 from ff_flower.errors import ConfigError, RunError, VerificationError
 from ff_flower.reports import Answer, Declined, FitReport, Interval
-from ff_flower.run_directory import weights_file
 
 FILES = st.dictionaries(st.text("0123456789abcdef", min_size=1, max_size=64), st.binary(max_size=200), max_size=4)
 METRICS = {"accuracy": 0.5, "auroc": 0.75, "macro_f1": 0.25, "per_class_recall": [1.0, None]}

@@ -7,14 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ff_flower.config import DataSpec, RunSpec
 from ff_flower.environment import library_versions, source_digest
 from ff_flower.errors import RunError
-from ff_flower.run_directory import RunDirectory, cache_root, combined_digest, output_root, weights_file
+from ff_flower.run_directory import RunDirectory, cache_root, combined_digest, output_root
 
 
 @pytest.fixture
@@ -212,14 +211,6 @@ def test_damaged_receipts_are_named_with_their_remedy(directory, text):
     directory.write("receipts.json", text.encode())
     with pytest.raises(RunError, match=r"receipts\.json.*remove the file"):
         RunDirectory(directory.path)
-
-
-def test_equal_tensors_give_equal_weights_files():
-    """A weights file depends on the tensors alone, not on their memory order, their graph, or the dictionary's order."""
-    weight = torch.arange(6.0).reshape(2, 3)
-    plain = weights_file({"a": weight, "b": torch.ones(2)})
-    twisted = {"b": torch.ones(2, requires_grad=True), "a": weight.t().contiguous().t()}
-    assert weights_file(twisted) == plain
 
 
 @given(st.lists(st.text("ab", max_size=3), max_size=4), st.lists(st.text("ab", max_size=3), max_size=4))

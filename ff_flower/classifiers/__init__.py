@@ -2,7 +2,7 @@
 
 from .losses import Loss, cross_entropy, distillation, proximal
 from .mixing import Mixing
-from .networks import ConvolutionalClassifier, ResidualBlock, build_classifier, shapes_of
+from .networks import ConvolutionalClassifier, ResidualBlock, build_classifier, shapes_of, weights_file
 from .pooling import agreeing, class_balanced, product_of_experts, real_and_synthetic
 from .training import Schedule, batches, fit_classifier, predict, schedule_of, train
 
@@ -26,4 +26,5 @@ __all__ = [
     "schedule_of",
     "shapes_of",
     "train",
+    "weights_file",
 ]

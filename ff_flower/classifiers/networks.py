@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import cast
 
 import torch.nn.functional as F
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..config import ClassifierSpec
@@ -74,3 +75,8 @@ def build_classifier(spec: ClassifierSpec, channels: int, num_classes: int, seed
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor by name: tensors are a network's where these are those of its ``state_dict``."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def weights_file(state: dict[str, Tensor]) -> bytes:
+    """Return a network's tensors as one safetensors file without metadata; equal tensors give equal bytes."""
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})

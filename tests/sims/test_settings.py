@@ -1,6 +1,8 @@
 """What decides over a run before it starts: presets, --set, resources; and what its end means."""
 
+import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ from ff_flower.config import RunSpec
 from ff_flower.errors import ConfigError
 from ff_flower.run_directory import output_root
 from sims import run as main_job
-from sims.cli import app
+from sims.cli import MODULES, app
 from sims.run import APP, FAILED, PARTIAL, REFUSED, Finished, Resources, presets, resolve_spec
 
 
@@ -41,6 +43,22 @@ def test_folders_become_absolute(tmp_path, monkeypatch):
     monkeypatch.delenv("FF_RUNS")
     assert resolve_spec().out == str(output_root(RunSpec()))
     assert resolve_spec().data.root == ""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["presets"], ["config"], ["run", "--help"], ["compare", "--help"]])
+def test_what_computes_nothing_does_not_wait_for_torch(arguments):
+    """Overviews, settings, and the process that starts a simulation do without torch, whose import takes seconds."""
+    program = f"import sys; from sims.cli import app; app({arguments}, standalone_mode=False); assert 'torch' not in sys.modules"
+    said = subprocess.run([sys.executable, "-c", program], cwd=APP, capture_output=True, text=True)
+    assert (said.returncode, said.stderr) == (0, "") and len(said.stdout.splitlines()) > 10
+
+
+def test_the_console_lists_each_module_by_its_first_line():
+    """A command that is imported late stands in the overview with the first words of its docstring, and answers for itself."""
+    overview = CliRunner(env={"COLUMNS": "300"}).invoke(app, ["--help"]).stdout
+    for module in MODULES:
+        command = importlib.import_module(f"sims.{module}").main
+        assert re.search(rf"{module.replace('_', '-')} +{re.escape(command.__doc__.splitlines()[0])}", overview)
 
 
 @pytest.mark.parametrize("name", presets())

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tampering import LIAR, at, claim, failing, lost, report_of
 
+from ff_flower.classifiers import weights_file
 from ff_flower.messages import file_record, read_tensors
-from ff_flower.run_directory import weights_file
 
 
 @pytest.fixture

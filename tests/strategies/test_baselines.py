@@ -6,11 +6,10 @@ import torch
 from flwr.app import ConfigRecord
 from local_grid import error_reply, tiny
 
-from ff_flower.classifiers import fit_classifier, predict
+from ff_flower.classifiers import fit_classifier, predict, weights_file
 from ff_flower.data import load_splits
 from ff_flower.errors import ConfigError
 from ff_flower.metrics import classification_metrics
-from ff_flower.run_directory import weights_file
 from ff_flower.seeding import derive_seed
 
 CPU = torch.device("cpu")
