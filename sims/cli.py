@@ -15,7 +15,17 @@ from .defaults import render_config, write_config
 from .report import TextTable, load_metrics, run_tables, show, summarize
 from .run import APP, presets, refusing
 
-MODULES = ("run", "compare", "validate", "forget", "inspect", "verify", "status", "deploy_demo")  # each with a command ``main``
+MODULES = (
+    "run",
+    "compare",
+    "validate",
+    "forget",
+    "inspect",
+    "verify",
+    "status",
+    "deploy_demo",
+    "explain",
+)  # each with a command ``main``
 
 
 class LateCommand(TyperCommand):

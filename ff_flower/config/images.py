@@ -63,6 +63,12 @@ class PartitionSpec(Spec):
     kind : str
         ``pathological`` (the paper's "silos", accepted too): ``classes_per_node`` classes each; ``dirichlet`` with
         concentration ``alpha``; ``iid``; ``shards`` with ``shards_per_node`` label-sorted shards each.
+    classes_per_node : int
+        Classes that each node holds where ``kind`` is ``pathological``; 1 makes labels mutually exclusive.
+    alpha : float
+        Concentration where ``kind`` is ``dirichlet``: the smaller, the fewer nodes share a class.
+    shards_per_node : int
+        Equal runs of the images, sorted by label, that each node gets where ``kind`` is ``shards``.
     """
 
     kind: Literal["pathological", "silos", "dirichlet", "iid", "shards"] = "pathological"

@@ -50,8 +50,12 @@ class ClassifierSpec(Spec):
         Channels of the ``cnn``'s first level.
     steps, batch_size : int
         Optimizer steps and images per step.
-    learning_rate, weight_decay, label_smoothing : float
-        AdamW under a one-cycle schedule.
+    learning_rate : float
+        Peak of AdamW's one-cycle schedule.
+    weight_decay : float
+        Decoupled weight decay of AdamW.
+    label_smoothing : float
+        Share of the target that is spread over all classes.
     augment : bool
         Whether the data set's augmentation policy is applied, for all methods alike.
     mixup, cutmix : float
@@ -98,9 +102,22 @@ class DistillationSpec(Spec):
 
 
 class AveragingSpec(Spec):
-    """Rounds of the averaging baselines, local epochs in each, their SGD, and FedProx's weight of the proximal term.
+    """Training of the averaging baselines; ``classifier.batch_size`` and ``augment`` hold here too.
 
-    The learning rate falls by a half cosine over the rounds; ``classifier.batch_size`` and ``augment`` hold here too.
+    Attributes
+    ----------
+    rounds : int
+        Averages of the nodes' weights.
+    local_epochs : int
+        Passes of each node over its own images between two averages.
+    learning_rate : float
+        Rate of the local SGD in the first round; it falls by a half cosine over the rounds.
+    momentum : float
+        Nesterov momentum of the local SGD, which starts anew in each round.
+    weight_decay : float
+        L2 penalty of the local SGD.
+    proximal_mu : float
+        FedProx's weight of the proximal term.
     """
 
     rounds: Count = 50
