@@ -27,7 +27,7 @@ from .report import Metrics, gaps, load_metrics, run_tables, show
 
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Set a key over the preset, like --set seed=1; may be repeated. Keys: `ff-flower config`."),
+    typer.Option("--set", help="Set a key over the preset, like --set seed=1; may be repeated. Keys: `ff-flower explain`."),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Remove what an earlier run of the same settings left, and make it anew.")]
 

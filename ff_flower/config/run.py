@@ -279,7 +279,7 @@ def from_run_config(run_config: Mapping[str, Scalar]) -> RunSpec:
     problems = []
     for key, value in run_config.items():
         if key not in known:
-            problems.append(unknown_name("key", key, list(known), "ff-flower config"))
+            problems.append(unknown_name("key", key, list(known), "ff-flower explain"))
             continue
         *tables, last = key.split(".")
         table = nested
