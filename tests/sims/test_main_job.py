@@ -8,41 +8,66 @@ from pathlib import Path
 
 import pytest
 
-from sims.processes.session import FlowerSession
-from sims.run import FAILED, Resources, execute, resolve_spec
+from ff_flower.machine import usable_cores
+from sims.run import FAILED
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
     "num-clients": 2,
     "partition.classes-per-node": 5,
+    "module.edm.channels": 8,
+    "module.edm.steps": 4,
     "synthesis.samples-per-class": 20,
     "classifier.width": 8,
-    "classifier.steps": 5,
-    "distillation.steps": 5,
+    "classifier.steps": 4,
+    "distillation.steps": 4,
     "server-threads": 1,
 }
 
 pytestmark = pytest.mark.slow
 
 
-def main_job(runs: Path, **settings) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m sims.run --preset tiny`` with small settings, changed by ``settings``."""
+def main_job(runs: Path, *options: str, **settings) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m sims.run`` with small settings, changed by ``settings``."""
     changed = SMALL | {key.replace("_", "."): value for key, value in settings.items()}
-    options = [part for key, value in changed.items() for part in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-m", "sims.run", "--preset", "tiny", *options]
+    pairs = [part for key, value in changed.items() for part in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "sims.run", *options, *pairs]
     return subprocess.run(command, cwd=ROOT, env=os.environ | {"FF_RUNS": str(runs)}, capture_output=True, text=True, timeout=300)
 
 
-def test_the_main_job_ends_with_its_table(tmp_path):
+def tensor_files(runs: Path) -> dict[str, bytes]:
+    """Return the modules, answers and classifiers of the latest run."""
+    run = (runs / "latest").resolve()
+    return {path.relative_to(run).as_posix(): path.read_bytes() for path in run.rglob("*.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Run the main job once; return its folder and what it said."""
+    runs = tmp_path_factory.mktemp("runs")
+    return runs, main_job(runs)
+
+
+def test_the_main_job_ends_with_its_table(finished):
     """A run on the digits exits with 0, prints every consensus and the run directory, and leaves what it says there."""
-    done = main_job(tmp_path)
+    runs, done = finished
     assert done.returncode == 0, done.stdout + done.stderr
     directory = Path(done.stdout.strip().rpartition("run directory: ")[2])
-    assert directory == (tmp_path / "latest").resolve()
+    assert directory == (runs / "latest").resolve()
     metrics = json.loads((directory / "metrics.json").read_text())
     assert set(metrics["results"]) == {"server", "client_mean", "product_of_experts", "student"}
     assert all(name in done.stdout for name in metrics["results"])
     assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.skipif(usable_cores() < 2, reason="two workers need two cores")
+def test_one_ray_worker_or_two_give_the_same_bytes(finished, tmp_path):
+    """Module files and classifiers do not depend on how many Ray workers there are, nor on which of two runs made them."""
+    done = main_job(tmp_path, "--cpus-per-client", str(usable_cores()))
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = tensor_files(tmp_path)
+    assert len(made) == 10 + 2 * 2 + 2
+    assert made == tensor_files(finished[0])
 
 
 def test_a_failed_job_says_why_once(tmp_path):
@@ -53,22 +78,3 @@ def test_a_failed_job_says_why_once(tmp_path):
     assert said.count("unknown data set 'digitz'") == 1
     assert "Traceback" not in said
     assert "Traceback" in (tmp_path / "failed.log").read_text()
-
-
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two cores")
-def test_one_ray_worker_or_two_give_the_same_bytes(tmp_path):
-    """Module files and classifiers do not depend on how many Ray workers there are, nor on which of two runs made them."""
-    settings = [
-        *("num-clients=2", "partition.classes-per-node=5", "module.edm.channels=8", "module.edm.steps=4", "server-threads=1"),
-        *("synthesis.samples-per-class=20", "classifier.width=8", "classifier.steps=4", "distillation.steps=4"),
-    ]
-    made = []
-    with FlowerSession() as session:
-        for cpus in (1, os.cpu_count() or 1):
-            spec = resolve_spec("", [*settings, f"out={tmp_path / str(cpus)}"])
-            finished = execute(session, spec, Resources(cpus), tell=lambda line: None)
-            assert finished.exit_code == 0, finished.error
-            files = finished.directory.rglob("*.safetensors")
-            made.append({path.relative_to(finished.directory).as_posix(): path.read_bytes() for path in files})
-    assert len(made[0]) == 10 + 2 * 2 + 2
-    assert made[0] == made[1]
