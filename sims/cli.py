@@ -15,17 +15,8 @@ from .defaults import render_config, write_config
 from .report import TextTable, load_metrics, run_tables, show, summarize
 from .run import APP, presets, refusing
 
-MODULES = (
-    "run",
-    "compare",
-    "validate",
-    "forget",
-    "inspect",
-    "verify",
-    "status",
-    "deploy_demo",
-    "explain",
-)  # each with a command ``main``
+# each with a command ``main``
+MODULES = ("run", "compare", "validate", "explain", "forget", "inspect", "verify", "status", "deploy_demo")
 
 
 class LateCommand(TyperCommand):
