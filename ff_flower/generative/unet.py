@@ -42,9 +42,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (b, channels, h, w) to the same shape."""
         b, c, h, w = x.shape
-        packed = self.queries_keys_values(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w).transpose(-1, -2)
-        mixed = F.scaled_dot_product_attention(packed[:, 0], packed[:, 1], packed[:, 2])
-        result: Tensor = x + self.projection(mixed.transpose(-1, -2).reshape(b, c, h, w))
+        packed = self.queries_keys_values(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w)
+        result: Tensor = x + self.projection(_attended(*packed.unbind(1)).reshape(b, c, h, w))
         return result
 
 
@@ -66,7 +65,7 @@ class ResidualBlock(nn.Module):
         """Map (b, channels, h, w) and (b, embedding) to (b, channels, h, w)."""
         hidden = self.conv_in(F.silu(self.norm_in(x)))
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
-        hidden = torch.addcmul(shift, self.norm_out(hidden), scale + 1)
+        hidden = self.norm_out(hidden) * (scale + 1) + shift
         result: Tensor = self.attention(x + self.conv_out(F.silu(hidden)))
         return result
 
@@ -137,6 +136,16 @@ class UNet(nn.Module):
 def widths(channels: int, levels: int) -> tuple[int, ...]:
     """Return the channels at each resolution: one and three times ``channels`` of two, else one, two, three, four times."""
     return (channels, 3 * channels) if levels == 2 else tuple(channels * level for level in range(1, levels + 1))
+
+
+def _attended(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Return the values (..., d, n) at n positions, mixed by how well queries (..., d, n) and keys (..., d, n) agree."""
+    if queries.is_cuda:
+        turned = [one.transpose(-1, -2) for one in (queries, keys, values)]
+        return F.scaled_dot_product_attention(turned[0], turned[1], turned[2]).transpose(-1, -2)
+    # PyTorch's function also looks for positions that may see none, which on a CPU takes longer than all the rest.
+    weights = torch.softmax((queries * queries.shape[-2] ** -0.5).transpose(-1, -2) @ keys, dim=-1)
+    return values @ weights.transpose(-1, -2)
 
 
 def _through(blocks: Iterable[nn.Module], image: Tensor, embedding: Tensor) -> Tensor:
