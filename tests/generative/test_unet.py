@@ -24,6 +24,21 @@ def test_blocks_begin_as_the_identity_plus_a_bias() -> None:
         assert torch.allclose(added, added[:1, :, :1, :1].expand_as(added), atol=1e-6)
 
 
+@pytest.mark.parametrize("side", [1, 4, 7])
+def test_attention_is_the_scaled_dot_product(side: int) -> None:
+    """Attention mixes values by softmax(q k / sqrt(d)) in each head, as PyTorch's own function does, forward and back."""
+    attention = Attention(16).double()
+    torch.nn.init.normal_(attention.projection.weight)
+    x = normal(3, 16, side, side).requires_grad_()
+    q, k, v = attention.queries_keys_values(attention.norm(x)).reshape(3, 3, 4, 4, side**2).transpose(-1, -2).unbind(1)
+    mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(3, 16, side, side)
+    expected, output = x + attention.projection(mixed), attention(x)
+    assert torch.allclose(output, expected, atol=1e-12)
+    direction = normal(3, 16, side, side)
+    (wanted,), (found,) = (torch.autograd.grad((one * direction).sum(), x) for one in (expected, output))
+    assert torch.allclose(found, wanted, atol=1e-11)
+
+
 @pytest.mark.parametrize("levels", [1, 2, 3, 4])
 def test_attention_stands_at_the_two_lowest_resolutions(levels: int) -> None:
     """Attention is at the two lowest resolutions, never at the highest; each has twice as many blocks on the way up."""
