@@ -200,8 +200,9 @@ def curve(
             spec = base if quick else curves.plan(base, budget, curves.measure_rates(base))
             spec = changed(spec, {"out": str(Path(spec.out) / "benchmark" / f"{name}-{kind}-{budget}")})
             tell(f"{name}, {kind}, {budget} s")
+            same = None if again or quick else curves.measured_alike(found, spec, budget)
             try:
-                found = found.joined([curves.measure_point(spec, budget, curves.run_in_flower)])
+                found = found.joined([same or curves.measure_point(spec, budget, curves.run_in_flower)])
             except FederatedFactoryError as error:
                 tell(f"    {error}")
                 failed = True

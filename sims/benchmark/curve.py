@@ -142,8 +142,14 @@ def measure_point(spec: RunSpec, budget: float, run: Run) -> Row:
     row: Row = {"data set": spec.data.name, "kind": spec.module.kind, "budget s": round(budget), "seconds": round(seconds, 1)}
     for name, result in (("server", server), ("student", student)):
         row |= {f"{name} %": _percent(result.get("accuracy")), f"{name} AUROC %": _percent(result.get("auroc"))}
-    row |= {"module kB": round(files / 1e3), "fit s per class": spec.module.max_seconds}
-    return row | {"samples per class": spec.synthesis.samples_per_class, "classifier steps": spec.classifier.steps}
+    return row | {"module kB": round(files / 1e3)} | _planned(spec)
+
+
+def measured_alike(found: Results, spec: RunSpec, budget: float) -> Row | None:
+    """Return the row of ``budget`` where another's was planned as ``spec`` is, with every stage at its limit; else None."""
+    planned = {"data set": spec.data.name, "kind": spec.module.kind} | _planned(spec)
+    alike = next((row for row in found.rows if planned.items() <= row.items()), None)
+    return alike and alike | {"budget s": round(budget)}
 
 
 def run_in_flower(spec: RunSpec) -> Metrics:
@@ -188,6 +194,12 @@ def draw_curve(rows: Sequence[Row], picture: Path) -> None:
     figure.legend(lines.values(), lines.keys(), loc="outside right upper", fontsize="small")
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=100)
+
+
+def _planned(spec: RunSpec) -> Row:
+    """Return the columns of what a budget decides."""
+    counts: Row = {"fit s per class": spec.module.max_seconds, "samples per class": spec.synthesis.samples_per_class}
+    return counts | {"classifier steps": spec.classifier.steps, "student steps": spec.distillation.steps}
 
 
 def _vetting_and_scores(spec: RunSpec, rates: Rates, waves: float, classes: int) -> float:

@@ -195,6 +195,16 @@ def test_a_plan_has_limits(kind):
         assert network.steps * network.batch_size == curve.PASSES * RATES.fitted
 
 
+def test_a_longer_budget_with_the_same_plan_is_not_run_again():
+    """Where every stage has met its limit, the row of a shorter budget is that of a longer one too; else there is none."""
+    base = curve.base_spec("digits", "gaussian_mixture")
+    full, half = (curve.plan(base, budget, RATES) for budget in (1e5, 900))
+    metrics = {"results": {"server": {"bytes": {"up": 100}, "accuracy": 0.5, "auroc": 0.75}}}
+    kept = curve.RESULTS.joined([curve.measure_point(full, 1e5, lambda spec: metrics)])
+    assert curve.measured_alike(kept, curve.plan(base, 1e6, RATES), 1e6) == kept.rows[0] | {"budget s": 1_000_000}
+    assert curve.measured_alike(kept, half, 900) is None
+
+
 def test_rates_are_positive():
     """A sample and a step of the classifier cost time, at a node and at the server, and torch's threads stay as they were."""
     threads = torch.get_num_threads()
