@@ -28,7 +28,7 @@ RESULTS = Results("curve", "Accuracy against total seconds", ("data set", "kind"
 SHARES = {"fit": 0.52, "synthesis": 0.08, "nodes and server": 0.28, "student": 0.12}  # of the seconds that are left
 OUTSIDE = 36.0  # seconds of a run that are none of its stages': Flower, Ray, imports, data
 FEWEST, MOST = 64, 6000  # samples per class
-PASSES, STEPS, STUDENT_STEPS = 2000, 5000, 10_000  # at most: of a fit over its images, of a classifier, of the student
+PASSES, STEPS, STUDENT_STEPS = 2000, 5000, 12_500  # at most: of a fit over its images, of a classifier, of the student
 
 BUDGETS = (60, 300, 900, 3600)
 STUDENT: dict[str, Scalar] = {"distillation.temperature": 1.0, "distillation.min-agreement": 0.5, "distillation.hard-labels": 0.3}
