@@ -145,7 +145,7 @@ def _attended(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(turned[0], turned[1], turned[2]).transpose(-1, -2)
     # PyTorch's function also looks for positions that may see none, which on a CPU takes longer than all the rest.
     weights = torch.softmax((queries * queries.shape[-2] ** -0.5).transpose(-1, -2) @ keys, dim=-1)
-    return values @ weights.transpose(-1, -2)
+    return (values @ weights.transpose(-1, -2)).to(values.dtype)  # under vmap autocast reaches products, but not convolutions
 
 
 def _through(blocks: Iterable[nn.Module], image: Tensor, embedding: Tensor) -> Tensor:
