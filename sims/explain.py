@@ -108,10 +108,8 @@ def _values(entry: Mapping[str, Scalar | list[Scalar]]) -> str:
         return ", ".join(str(name) for name in names)
     if entry["type"] in ("boolean", "string"):
         return "true, false" if entry["type"] == "boolean" else "text"
-    bounds = {
-        rule: float(str(entry[rule])) for rule in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum") if rule in entry
-    }
     words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
-    said = [f"{words[rule]} {bound:,g}" for rule, bound in bounds.items() if bound < _UNBOUNDED]
+    bounds = {word: float(str(entry[rule])) for rule, word in words.items() if rule in entry}
+    said = [f"{word} {bound:,g}" for word, bound in bounds.items() if bound < _UNBOUNDED]
     said += [f"a multiple of {entry['multipleOf']}"] if "multipleOf" in entry else []
     return " ".join(["whole," if entry["type"] == "integer" else "", *said]).strip()
