@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ff_flower.classifiers import build_classifier, predict, product_of_experts, shapes_of
+from ff_flower.classifiers import build_classifier, pooled, predict, shapes_of
 from ff_flower.config import RunSpec
 from ff_flower.errors import VerificationError
 from ff_flower.federation import Tally
@@ -41,8 +41,7 @@ def tally(spec: RunSpec, site: Site, files: Mapping[str, bytes], device: torch.d
         votes[name.partition("/")[0]].append(predict(_classifier(spec, site, name, data), test.images, device))
     counts = {}
     for result, logits in votes.items():
-        pooled = logits[0] if len(logits) == 1 else product_of_experts(logits)
-        counts[result] = rounded_rows(confusion_counts(pooled, test.labels), site.count_granularity).tolist()
+        counts[result] = rounded_rows(confusion_counts(pooled(logits), test.labels), site.count_granularity).tolist()
     return Tally(partition=site.partition, counts=counts)
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ff_flower.accelerator import select_device
-from ff_flower.classifiers import build_classifier, predict, product_of_experts
+from ff_flower.classifiers import build_classifier, pooled, predict
 from ff_flower.config import RunSpec, from_run_config
 from ff_flower.data import Splits, load_splits
 from ff_flower.errors import DataError, RunError
@@ -70,8 +70,7 @@ def validated(run: Path) -> Metrics:
         if name == "client_mean" and logits:
             scores[name] = mean_metrics([classification_metrics(one, splits.val.labels) for one in logits])
         elif logits:
-            pooled = logits[0] if len(logits) == 1 else product_of_experts(logits)
-            scores[name] = classification_metrics(pooled, splits.val.labels).as_dict()
+            scores[name] = classification_metrics(pooled(logits), splits.val.labels).as_dict()
     if not scores:
         raise DataError(f"{run}: keeps no classifier to score ({metrics['method']}); name a run that has files in classifiers/")
     return {**metrics, "results": {name: {**metrics["results"][name], **values} for name, values in scores.items()}}

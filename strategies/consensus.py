@@ -18,6 +18,7 @@ from ff_flower.classifiers import (
     class_balanced,
     distillation,
     fit_classifier,
+    pooled,
     predict,
     product_of_experts,
     schedule_of,
@@ -100,8 +101,8 @@ class Consensus:
             logits = [self._answered(partition, "logits")["logits"] for partition in answers]
             self._distil(synthetic, product_of_experts(logits), "logits")
         elif experts:
-            pooled = product_of_experts([self._predict(expert, synthetic.data.images) for expert in experts])
-            self._distil(synthetic, pooled, "weights")
+            teacher = product_of_experts([self._predict(expert, synthetic.data.images) for expert in experts])
+            self._distil(synthetic, teacher, "weights")
 
     def _distil(self, synthetic: SyntheticDataset, teacher: Tensor, carried_by: str) -> None:
         taught_by = [self._answer_path(partition, carried_by) for partition in self.strategy.answers]
@@ -201,7 +202,7 @@ class Consensus:
             self.waiting.append(Voters(name, tuple(networks), up, down, extra))
             return
         logits = [self._predict(network, test.images) for network in networks]
-        metrics = classification_metrics(logits[0] if len(logits) == 1 else product_of_experts(logits), test.labels)
+        metrics = classification_metrics(pooled(logits), test.labels)
         where = {"scored_on": "server-test"} if self.spec.data.own else {}
         self.outcome.record(name, metrics.as_dict() | dict(extra) | where, up=up, down=down)
 

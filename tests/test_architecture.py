@@ -191,7 +191,7 @@ def test_app_bundle_holds_all_runtime_files(tmp_path):
     from flwr.cli.build import build_fab_from_disk
 
     built = build_fab_from_disk(ROOT)
-    copy = copy_of_app(ROOT, tmp_path)
+    copy = copy_of_app(ROOT, tmp_path / "app")
     assert copy != ROOT and build_fab_from_disk(copy) == built
     with zipfile.ZipFile(io.BytesIO(built)) as bundle:
         held = set(bundle.namelist())

@@ -20,6 +20,7 @@ from ff_flower.classifiers import (
     cross_entropy,
     distillation,
     fit_classifier,
+    pooled,
     predict,
     product_of_experts,
     proximal,
@@ -224,6 +225,13 @@ def test_a_product_of_equal_experts_is_the_expert() -> None:
     assert torch.allclose(product, logits.log_softmax(1), atol=1e-5)
 
 
+def test_one_classifier_is_pooled_with_nobody() -> None:
+    """One classifier's logits stand as they are, to the last bit; those of several become their product."""
+    logits = _random(4, 3)
+    assert pooled([logits]) is logits
+    assert torch.equal(pooled([logits, -logits]), product_of_experts([logits, -logits]))
+
+
 def test_the_product_of_two_experts_by_hand() -> None:
     """Of (.5 .4 .1) and (.1 .4 .5) the product is the normalized (sqrt .05, .4, sqrt .05); of sure and unsure, the sure one's."""
     experts = [torch.tensor([[0.5, 0.4, 0.1], [0.25, 0.25, 0.5]]), torch.tensor([[0.1, 0.4, 0.5], [1 / 3, 1 / 3, 1 / 3]])]
@@ -240,10 +248,10 @@ def test_an_expert_without_finite_logits_has_no_opinion(size: float) -> None:
     """Beside experts whose logits are not finite the others choose the classes; beside absurd ones the product stays finite."""
     one, strange = _random(6, 3), torch.full((6, 3), size)
     strange[:, 0] *= -1
-    pooled = product_of_experts([one, strange, -strange])
-    assert torch.isfinite(pooled).all()
+    product = product_of_experts([one, strange, -strange])
+    assert torch.isfinite(product).all()
     if not math.isfinite(size):
-        assert torch.equal(pooled.argmax(1), one.argmax(1))
+        assert torch.equal(product.argmax(1), one.argmax(1))
 
 
 def test_experts_have_no_order() -> None:

@@ -3,7 +3,7 @@
 from .losses import Loss, cross_entropy, distillation, proximal
 from .mixing import Mixing
 from .networks import ConvolutionalClassifier, ResidualBlock, build_classifier, shapes_of, weights_file
-from .pooling import agreeing, class_balanced, product_of_experts, real_and_synthetic
+from .pooling import agreeing, class_balanced, pooled, product_of_experts, real_and_synthetic
 from .training import Schedule, batches, fit_classifier, predict, schedule_of, train
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "cross_entropy",
     "distillation",
     "fit_classifier",
+    "pooled",
     "predict",
     "product_of_experts",
     "proximal",

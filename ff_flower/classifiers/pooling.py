@@ -30,6 +30,11 @@ def product_of_experts(logits: Sequence[Tensor]) -> Tensor:
     return F.log_softmax(total / len(logits), dim=1)
 
 
+def pooled(logits: Sequence[Tensor]) -> Tensor:
+    """Return the logits (n, K) of one classifier as they are, and of several their `product_of_experts`."""
+    return logits[0] if len(logits) == 1 else product_of_experts(logits)
+
+
 def agreeing(teacher: Tensor, labels: Tensor, least: float) -> tuple[Tensor, list[int]]:
     """Tell which images the pooled classifiers take for what their labels say.
 

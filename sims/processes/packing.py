@@ -16,7 +16,7 @@ def copy_of_app(app: Path, folder: Path) -> Path:
     app : pathlib.Path
         Folder of the app's ``pyproject.toml``.
     folder : pathlib.Path
-        An empty folder for the copy.
+        A folder to make for the copy.
 
     Returns
     -------
@@ -28,6 +28,7 @@ def copy_of_app(app: Path, folder: Path) -> Path:
     included = [_WHOLE_FOLDER.fullmatch(pattern) for pattern in settings.get("fab-include", [])]
     if not included or not all(included) or "fab-exclude" in settings:
         return app
+    folder.mkdir()
     for name in ("pyproject.toml", ".gitignore"):
         if (app / name).is_file():
             shutil.copy2(app / name, folder)

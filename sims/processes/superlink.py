@@ -141,12 +141,13 @@ class PrivateSuperLink:
     ) -> RunOutcome:
         """Submit ``app``, stream its log, wait for the end, and ask the SuperLink how it was."""
         began = time.monotonic()
-        if overrides:
-            settings = self.home / "run-config.toml"
-            settings.write_text("".join(f"{toml_line(key, value)}\n" for key, value in overrides.items()), encoding="utf-8")
-            options = [*options, "--run-config", str(settings)]
-        with tempfile.TemporaryDirectory(prefix="app-", dir=self.home) as folder:
-            command = ["flwr", "run", str(copy_of_app(app.resolve(), Path(folder))), CONNECTION, "--stream", *options]
+        with tempfile.TemporaryDirectory(prefix="submission-", dir=self.home) as folder:
+            copied = copy_of_app(app.resolve(), Path(folder) / "app")
+            if overrides:
+                settings = Path(folder) / "run-config.toml"
+                settings.write_text("".join(f"{toml_line(key, value)}\n" for key, value in overrides.items()), encoding="utf-8")
+                options = [*options, "--run-config", str(settings)]
+            command = ["flwr", "run", str(copied), CONNECTION, "--stream", *options]
             run_id = self._submit(command, stream or (lambda line: None))
         record = self._record(run_id)
         while not record["status"].startswith("finished"):

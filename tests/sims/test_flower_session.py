@@ -101,11 +101,11 @@ def test_the_copy_of_an_app_is_its_latest_state(echo_app, tmp_path):
     """A session submits the files of now; an app whose bundle is not whole folders is submitted from where it is."""
     for text in ("", "# changed"):
         (echo_app / "echo" / "__init__.py").write_text(text)
-        (folder := tmp_path / f"copy{len(text)}").mkdir()
+        folder = tmp_path / f"copy{len(text)}"
         assert copy_of_app(echo_app, folder) == folder and (folder / "echo" / "__init__.py").read_text() == text
     for settings in ('fab-include = ["echo/*.py"]', 'fab-include = ["echo/**"]\nfab-exclude = ["echo/server_app.py"]', ""):
         (echo_app / "pyproject.toml").write_text(PYPROJECT.replace('fab-include = ["echo/**"]', settings))
-        assert copy_of_app(echo_app, tmp_path) == echo_app
+        assert copy_of_app(echo_app, tmp_path / "none") == echo_app
 
 
 def living(groups: set[int]) -> list[str]:
