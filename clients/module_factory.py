@@ -93,6 +93,7 @@ def fit_module(spec: RunSpec, site: Site, label: int, device: torch.device) -> b
         max_seconds=spec.module.max_seconds,
         checkpoint=_checkpoint(spec, site, module, images, label) if spec.module.checkpoint_seconds else None,
         checkpoint_seconds=spec.module.checkpoint_seconds,
+        compile_on_cpu=spec.module.compile_on_cpu,
     )
     module.fit(images, seed, options)
     manifest = ModuleManifest(
@@ -145,7 +146,8 @@ def _progress(site: Site, name: str) -> Progress:
 def _checkpoint(spec: RunSpec, site: Site, module: GenerativeModule[Any], images: Tensor, label: int) -> Path:
     """Return where an unfinished fit is kept, named by owner and label, by which it can be forgotten, and all it depends on."""
     seed = derive_seed(spec.seed, "module", site.partition, label)
-    settings = [module.kind, module.spec.flat(), spec.module.holdout, spec.module.max_seconds, seed, module.device.type]
+    training = [spec.module.holdout, spec.module.max_seconds, spec.module.compile_on_cpu]
+    settings = [module.kind, module.spec.flat(), *training, seed, module.device.type, list(images.shape)]
     content = hashlib.sha256(images.numpy().tobytes()).hexdigest()
-    key = combined_digest(json.dumps([*settings, list(images.shape)], sort_keys=True), content, source_digest())
+    key = combined_digest(json.dumps(settings, sort_keys=True), content, source_digest())
     return cache_root(spec) / "fits" / f"{site.owner}+{label}+{key}.safetensors"

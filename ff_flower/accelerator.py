@@ -107,15 +107,16 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def accelerate(network: nn.Module, device: torch.device) -> nn.Module:
-    """Compile ``network`` for a GPU; anywhere else, or without a working compiler, it computes as it is."""
-    if device.type != "cuda" or _Compiled.broken:
+def accelerate(network: nn.Module, device: torch.device, on_cpu: bool = False) -> nn.Module:
+    """Compile ``network`` for a GPU, and if ``on_cpu`` for a CPU; without a working compiler it computes as it is."""
+    if _Compiled.broken or not (on_cpu or device.type == "cuda"):
         return network
-    from torch.utils._triton import has_triton
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
 
-    if not has_triton():
-        _leave_out("no Triton compiler was found")
-        return network
+        if not has_triton():
+            _leave_out("no Triton compiler was found")
+            return network
     return _Compiled(network)
 
 

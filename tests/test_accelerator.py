@@ -86,6 +86,16 @@ def _accelerated(monkeypatch: pytest.MonkeyPatch, compiler: Callable[..., Any]) 
     return network, accelerate(network, torch.device("cuda"))
 
 
+def test_on_a_cpu_only_what_asks_for_it_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network on a CPU is itself unless compilation is asked for, and then needs no compiler for GPUs."""
+    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: False)
+    monkeypatch.setattr(torch, "compile", lambda network, dynamic: lambda images: 2 * network(images))
+    monkeypatch.setattr(accelerator._Compiled, "broken", False)
+    network, images = nn.Linear(2, 3), torch.ones(4, 2)
+    assert accelerate(network, CPU) is network
+    assert torch.equal(accelerate(network, CPU, on_cpu=True)(images), 2 * network(images))
+
+
 @pytest.mark.parametrize(
     "error", [RuntimeError("Failed to find C compiler.\nSet CC"), FileNotFoundError("cc"), ImportError("x")], ids=repr
 )

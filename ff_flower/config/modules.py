@@ -286,6 +286,9 @@ class ModuleSpec(Spec):
         differs from run to run, what is learned in given ``steps`` does not.
     checkpoint_seconds : float
         Pause between the checkpoints from which an interrupted fit continues; 0 writes none.
+    compile_on_cpu : bool
+        Whether the training of networks is compiled (``torch.compile``) on a CPU as it always is on a GPU. It needs a C++
+        compiler and, the first time on a machine, minutes; then fits take two thirds of the time.
     wire_dtype : str
         Type of the weights in the module file.
     """
@@ -296,6 +299,7 @@ class ModuleSpec(Spec):
     holdout: Annotated[float, Field(ge=0, le=0.5)] = 0.1
     max_seconds: NonNegative = 0.0
     checkpoint_seconds: NonNegative = 60.0
+    compile_on_cpu: bool = False
     wire_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     edm: EDMSpec = EDMSpec()
     flow: FlowSpec = FlowSpec()

@@ -43,6 +43,8 @@ class FitOptions:
         Where an unfinished fit is kept, and from which it continues; removed when it is finished.
     checkpoint_seconds : float
         Pause between two checkpoints.
+    compile_on_cpu : bool
+        Whether a network's training is compiled on a CPU as it is on a GPU.
     """
 
     progress: Progress | None = None
@@ -50,6 +52,7 @@ class FitOptions:
     max_seconds: float = 0.0
     checkpoint: Path | None = None
     checkpoint_seconds: float = 60.0
+    compile_on_cpu: bool = False
 
 
 class GenerativeModule(ABC, Generic[SpecT]):

@@ -85,7 +85,7 @@ class Training:
         )
         self.step, self.seconds = 0, 0.0
         self.recent = torch.zeros((), device=images.device)
-        self._loss = accelerate(objective, images.device)
+        self._loss = accelerate(objective, images.device, options.compile_on_cpu)
         self._watched: tuple[Tensor, ...] = ()
         if len(held):
             rows = held[torch.arange(HELD_IMAGES, device=held.device) % len(held)]

@@ -41,6 +41,7 @@ def modules(
     threads: Threads = 1,
     batch_size: Annotated[int, typer.Option(help="Images per training step; 0 is 64 on a CPU, 512 on a GPU.")] = 0,
     seconds: Annotated[float, typer.Option(help="Length of each training that is timed.")] = 10.0,
+    compile_on_cpu: Annotated[bool, typer.Option("--compile-on-cpu", help="Compile training on a CPU too.")] = False,
     repeats: Repeats = 5,
     quick: Quick = False,
     write: Write = False,
@@ -54,7 +55,14 @@ def modules(
         batch = 8 if quick else batch_size or (512 if gpu else 64)
         length, times = (0.1, 1) if quick else (seconds, repeats)
         rows = throughput.loads(
-            one_of(kinds, list(KINDS), "kind"), chosen, batch=batch, seconds=length, repeats=times, threads=threads, device=device
+            one_of(kinds, list(KINDS), "kind"),
+            chosen,
+            batch=batch,
+            seconds=length,
+            repeats=times,
+            threads=threads,
+            device=device,
+            compile_on_cpu=compile_on_cpu,
         )
         found = throughput.measure_modules(rows, not quick, lambda row: keep(row, write, out))
         finish(found, write, out, markdown)

@@ -43,6 +43,8 @@ class Load:
         Torch threads.
     device : str
         ``auto``, ``cpu`` or ``cuda``.
+    compile_on_cpu : bool
+        Whether training is compiled on a CPU too.
     """
 
     kind: str
@@ -53,6 +55,7 @@ class Load:
     repeats: int
     threads: int
     device: str
+    compile_on_cpu: bool = False
 
     def module(self, steps: int = 0, batch: int = 0) -> ModuleSpec:
         """Return the module's spec, with a budget for kinds that have one."""
@@ -102,7 +105,8 @@ def measure_load(load: Load) -> Row:
     trained = isinstance(load.module(1).of_kind(load.kind), TrainingSpec)
     flops = operations_per_image(load, images) if trained else 0.0
     limit = matmul_rate(device, load.repeats)
-    place = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, threads: {load.threads}"
+    trained_on = f"CPU, threads: {load.threads}" + (", training compiled" if load.compile_on_cpu and trained else "")
+    place = torch.cuda.get_device_name() if device.type == "cuda" else trained_on
     return {
         "device": place,
         "kind": load.kind,
@@ -165,7 +169,7 @@ def _training_rate(load: Load, images: torch.Tensor, device: torch.device) -> fl
 
         module = build_module(load.module(steps), load.shape, device, load.kind)
         began = time.perf_counter()
-        module.fit(images, 0, FitOptions(progress=note))
+        module.fit(images, 0, FitOptions(progress=note, compile_on_cpu=load.compile_on_cpu))
         if len(marks) < 2:  # not trained in steps
             rate = len(images) / (time.perf_counter() - began)
             continue

@@ -241,7 +241,7 @@ def test_modules_of_one_architecture_share_a_compilation(kind: str, monkeypatch:
     graphs = {name: CompileCounter() for name in ("training", "diffusion")}  # type: ignore[no-untyped-call]
     for name, counter in graphs.items():
         compiled = partial(torch.compile, backend=counter, dynamic=False)
-        monkeypatch.setattr(f"ff_flower.generative.{name}.accelerate", lambda network, _, compiled=compiled: compiled(network))
+        monkeypatch.setattr(f"ff_flower.generative.{name}.accelerate", lambda network, *_, compiled=compiled: compiled(network))
     torch._dynamo.reset()
     for number in range(3):
         _fit(kind, _blocks(70 + number), seed=number).sample(3, torch.Generator().manual_seed(0))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ff_flower import accelerator
 from ff_flower.config import TrainingSpec
 from ff_flower.errors import RunError
 from ff_flower.generative import FitOptions, training
@@ -102,6 +103,20 @@ def test_the_step_with_the_best_held_out_loss_is_kept() -> None:
     assert float(best.get_parameter("weight")) == weights[chosen]
     assert trained.best_loss == losses[chosen] and 0 < trained.best_step < SPEC.steps
     assert float(trained.average.get_parameter("weight")) == weights[-1] > 0.6
+
+
+def test_a_fit_compiled_on_a_cpu_learns_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Compiled, a fit ends at the weights of an uncompiled one up to rounding, and twice in the same bytes."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(accelerator._Compiled, "broken", False)
+    held = _images(0.4, 8)
+    _, plain = _train(held)
+    (fit, first), (_, second) = (_train(held, compile_on_cpu=True) for _ in range(2))
+    if accelerator._Compiled.broken:
+        pytest.skip("torch.compile needs a C++ compiler, and none works here")
+    assert isinstance(fit._loss, accelerator._Compiled) and fit._loss.compiled is not None
+    assert torch.allclose(first.get_parameter("weight"), plain.get_parameter("weight"), atol=1e-4)
+    assert _bytes(first) == _bytes(second)
 
 
 def test_looks_are_evenly_spread() -> None:
