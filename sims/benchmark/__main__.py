@@ -1,5 +1,6 @@
 """The commands of ``python -m sims.benchmark``."""
 
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +14,9 @@ from ..run import PARTIAL, Settings, refusing, resolve_spec
 from . import curve as curves
 from . import grouped, quality, sharing, throughput
 from .growth import growth
-from .options import HOME, Markdown, Out, Preset, Quick, Repeats, Write, finish, keep, tell
+from .options import HOME, Markdown, Out, Preset, Quick, Repeats, Write, finish, keep, refuse_toys, tell
 from .pipeline import QUICK, Workers, changed, fitted_files, trained_kinds
-from .results import one_of
+from .results import one_of, whole_numbers
 from .scale import scale
 from .soak import soak
 
@@ -50,6 +51,7 @@ def modules(
 ) -> None:
     """Measure speed, size, memory, and the share of the machine's matrix-product rate, for each kind and size."""
     with refusing():
+        refuse_toys(quick, write, out)
         gpu = _device(device) == "cuda"
         chosen = one_of(sizes or ("tiny,small,base,large" if gpu else "tiny,small"), list(throughput.SHAPES), "size")
         batch = 8 if quick else batch_size or (512 if gpu else 64)
@@ -83,11 +85,12 @@ def evaluations(
 ) -> None:
     """Score the server's classifier by sampler and by network evaluations per sample."""
     with refusing(), Workers(_width(quick)) as workers:
+        refuse_toys(quick, write, out)
         spec, files = quality.modules_of(run, preset, [*_quick(quick), *(settings or ())], workers)
         if baseline:
             found = quality.measure_baseline(spec, files, repeats, workers, timed=64 if quick else 512)
         else:
-            chosen = [int(number) for number in numbers.split(",")]
+            chosen = whole_numbers(numbers, "evaluations")
             found = quality.measure_evaluations(spec, files, chosen, repeats, workers, lambda row: keep(row, write, out))
         finish(found, write, out, markdown)
 
@@ -106,8 +109,9 @@ def pool(
 ) -> None:
     """Score the server's classifier on more and cheaper, or fewer and dearer samples, at equal cost of synthesis."""
     with refusing(), Workers(_width(quick)) as workers:
+        refuse_toys(quick, write, out)
         spec, files = quality.modules_of(run, preset, [*_quick(quick), *(settings or ())], workers)
-        chosen = [int(number) for number in numbers.split(",")]
+        chosen = whole_numbers(numbers, "evaluations")
         found = quality.measure_pool(spec, files, chosen, repeats, workers, lambda row: keep(row, write, out))
         finish(found, write, out, markdown)
 
@@ -124,6 +128,7 @@ def wire(
 ) -> None:
     """Score the server's classifier by the type of the weights in the module files."""
     with refusing(), Workers(_width(quick)) as workers:
+        refuse_toys(quick, write, out)
         spec, files = quality.modules_of("", preset, [*_quick(quick), *(settings or ())], workers)
         finish(quality.measure_wire(spec, files, repeats, workers), write, out, markdown)
 
@@ -142,6 +147,7 @@ def synthesis(
 ) -> None:
     """Time the synthesis of many nodes of one machine against that of one."""
     with refusing():
+        refuse_toys(quick, write, out)
         spec = resolve_spec(preset, [*_quick(quick), *(settings or ())])
         brief = {f"module.{kind}.steps": 4 for kind in trained_kinds()}  # the time of sampling does not depend on training
         spec = changed(spec, {**brief, "num-clients": nodes})
@@ -166,6 +172,7 @@ def batched(
 ) -> None:
     """Time sampling modules one after the other against all at once over stacked weights."""
     with refusing():
+        refuse_toys(quick, write, out)
         default = "tiny,small,base" if _device(device) == "cuda" else "tiny" if quick else "tiny,small"
         rows = throughput.loads(
             one_of(kinds, list(quality.SAMPLERS), "kind"),
@@ -198,9 +205,10 @@ def curve(
     """
     failed = False
     with refusing():
+        refuse_toys(quick, write, out)
         found = curves.RESULTS.read(out) if write else curves.RESULTS
         names, chosen = one_of(datasets, list(curves.SETTINGS), "data set"), one_of(kinds, list(KINDS), "kind")
-        points = [(name, kind, int(budget)) for name in names for kind in chosen for budget in budgets.split(",")]
+        points = list(product(names, chosen, whole_numbers(budgets, "budgets")))
         for name, kind, budget in points:
             if not again and found.find(data_set=name, kind=kind, budget_s=budget):
                 continue
@@ -210,13 +218,13 @@ def curve(
             tell(f"{name}, {kind}, {budget} s")
             same = None if again or quick else curves.measured_alike(found, spec, budget)
             try:
-                found = found.joined([same or curves.measure_point(spec, budget, curves.run_in_flower)])
+                row = curves.RESULTS.joined([same or curves.measure_point(spec, budget, curves.run_in_flower)])
             except FederatedFactoryError as error:
                 tell(f"    {error}")
                 failed = True
                 continue
+            found = row.keep(out) if write else found.joined(row.rows)
             if write:
-                found.write(out)
                 curves.draw_curve(found.rows, out / "curve.png")
         finish(found, False, out, markdown)
     raise typer.Exit(PARTIAL if failed else 0)

@@ -2,20 +2,22 @@
 
 import shutil
 import time
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ff_flower.config import RunSpec, Scalar
+from ff_flower.config import RunSpec
 from ff_flower.errors import RunError
 
 from ..processes.session import FlowerSession
-from ..run import Settings, execute, refusing, resolve_spec
+from ..run import FAILED, Settings, execute, refusing, resolve_spec
 from .memory import MemoryWatch
 from .options import HOME, Markdown, Out, Write, finish, keep
 from .pipeline import changed
-from .results import Results, Row, percent, significant
+from .results import Results, Row, one_of, percent, significant, whole_numbers
+from .scale import TRANSPORTS
 
 RESULTS = Results("growth", "Whole runs of more and more nodes", ("nodes", "transport"))
 SETTINGS = (
@@ -41,15 +43,17 @@ def growth(
 
     Classifiers are small, so that what grows is the federation.
     """
+    specs, found = [], RESULTS
     with refusing():
-        base, found = resolve_spec("", [*SETTINGS, *(settings or ())]), RESULTS
-        for count in (int(number) for number in nodes.split(",")):
-            for transport in transports.split(","):
-                folder = Path(base.out) / "benchmark" / f"growth-{count}-{transport}"
-                changes: dict[str, Scalar] = {"num-clients": count, "transport": transport, "out": str(folder)}
-                row = RESULTS.joined([measure(changed(base, changes))])
-                keep(row, write, out)
-                found = found.joined(row.rows)
+        base = resolve_spec("", [*SETTINGS, *(settings or ())])
+        for count, transport in product(whole_numbers(nodes, "nodes"), one_of(transports, TRANSPORTS, "transport")):
+            folder = Path(base.out) / "benchmark" / f"growth-{count}-{transport}"
+            specs.append(changed(base, {"num-clients": count, "transport": transport, "out": str(folder)}))
+    with refusing(FAILED):
+        for spec in specs:
+            row = RESULTS.joined([measure(spec)])
+            keep(row, write, out)
+            found = found.joined(row.rows)
         finish(found, False, out, markdown)
 
 

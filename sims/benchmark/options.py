@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ff_flower.errors import ConfigError
+
 from ..report import show
 from .results import Results
 
@@ -18,18 +20,25 @@ Out = Annotated[Path, typer.Option(help="Folder of kept rows and pictures.")]
 Markdown = Annotated[bool, typer.Option(help="Print Markdown.")]
 
 
+def refuse_toys(quick: bool, write: bool, out: Path) -> None:
+    """Refuse to keep toy rows among the measured ones (ConfigError)."""
+    if quick and write and out == HOME:
+        raise ConfigError("--quick --write: toy rows would take the place of measured ones; add --out FOLDER")
+
+
 def finish(found: Results, write: bool, out: Path, markdown: bool) -> None:
     """Show the table, and keep its rows where that was asked for."""
     show([found.table()], markdown=markdown)
     if write:
-        tell(f"kept in {found.read(out).write(out).name}")
+        found.keep(out)
+        tell(f"kept in {found.name}.json")
 
 
 def keep(row: Results, write: bool, out: Path) -> None:
     """Tell of a row, and keep it, before the next one is measured."""
     tell(", ".join(f"{name} {value}" for name, value in row.rows[0].items()))
     if write:
-        row.read(out).write(out)
+        row.keep(out)
 
 
 def tell(line: str) -> None:

@@ -95,7 +95,10 @@ def fit_file(spec: RunSpec, label: int) -> bytes:
     splits = load_splits(spec.data, spec.seed)
     info, images = splits.info, splits.train.of_label(label).images
     module = build_module(spec.module, info.shape, device)
-    module.fit(images, derive_seed(spec.seed, "module", label, label), FitOptions(holdout=spec.module.holdout))
+    options = FitOptions(
+        holdout=spec.module.holdout, max_seconds=spec.module.max_seconds, compile_on_cpu=spec.module.compile_on_cpu
+    )
+    module.fit(images, derive_seed(spec.seed, "module", label, label), options)
     return module_file(module, spec.seed, label, info.classes[label], info.name)
 
 

@@ -1,17 +1,22 @@
 """Rows of measurements: shown as a table, kept as JSON."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ff_flower.config import Scalar
+from filelock import FileLock
+
+from ff_flower.config import Scalar, unknown_name
 from ff_flower.environment import describe_environment
-from ff_flower.errors import DataError
+from ff_flower.errors import ConfigError, DataError
 
 from ..report import ABSENT, TextTable
 
 Row = dict[str, Scalar | None]
+MACHINE = "environment"  # the column, never shown, that names where a row was measured
 _ASIDE = {"source_digest"}
 
 
@@ -49,37 +54,51 @@ class Results:
 
     def table(self) -> TextTable:
         """Return the rows as text, under all columns that any of them has."""
-        header = tuple(dict.fromkeys(column for row in self.rows for column in row))
+        header = tuple(dict.fromkeys(column for row in self.rows for column in row if column != MACHINE))
         return TextTable(self.title, header, tuple(tuple(as_text(row.get(column)) for column in header) for row in self.rows))
 
-    def write(self, folder: Path) -> Path:
-        """Write the rows, with where they were measured, to ``<folder>/<name>.json``, whole or not at all."""
+    def keep(self, folder: Path) -> "Results":
+        """Join the rows to those in ``<folder>/<name>.json``, and return them all; two processes may do so at once.
+
+        Rows that were measured here and now are kept with what `describe_environment` says of this machine.
+        """
         folder.mkdir(parents=True, exist_ok=True)
+        here = {name: value for name, value in describe_environment().items() if name not in _ASIDE}
+        name = hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()[:8]
         path = folder / f"{self.name}.json"
-        environment = {name: value for name, value in describe_environment().items() if name not in _ASIDE}
-        values = {"environment": environment, "rows": self.rows}
-        unfinished = path.with_suffix(".part")
-        unfinished.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        unfinished.replace(path)
-        return path
+        with FileLock(folder / f".{self.name}.lock"):
+            found = self.joined({MACHINE: name, **row} for row in self.rows).read(folder)
+            known = {name: here} | self._kept(folder)["environments"]
+            used = {str(row[MACHINE]) for row in found.rows}
+            values = {"environments": {one: known[one] for one in known if one in used}, "rows": found.rows}
+            unfinished = path.with_suffix(".part")
+            unfinished.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            unfinished.replace(path)
+        return found
 
     def read(self, folder: Path) -> "Results":
-        """Return these results joined to those that `write` left in ``folder``, if any.
+        """Return these results joined to those that `keep` left in ``folder``, if any.
 
         Raises
         ------
         DataError
-            Where the file is not what `write` writes.
+            Where the file is not what `keep` writes.
         """
+        kept = Results(self.name, self.title, self.keys).joined(self._kept(folder)["rows"])
+        return kept.joined(self.rows)
+
+    def _kept(self, folder: Path) -> dict[str, Any]:
         path = folder / f"{self.name}.json"
         if not path.exists():
-            return self
+            return {"environments": {}, "rows": []}
         try:
-            rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-            kept = Results(self.name, self.title, self.keys).joined(dict(row) for row in rows)
+            values = json.loads(path.read_text(encoding="utf-8"))
+            rows, known = [dict(row) for row in values["rows"]], dict(values["environments"])
+            if lost := {row[MACHINE] for row in rows} - known.keys():
+                raise ValueError(f"unknown environments {sorted(lost)}")
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: must be an object with rows ({error!r}); remove it and measure again") from error
-        return kept.joined(self.rows)
+            raise DataError(f"{path}: must hold environments and rows ({error!r}); remove it and measure again") from error
+        return {"environments": known, "rows": rows}
 
     def _key(self, row: Row) -> tuple[Scalar | None, ...]:
         return tuple(row.get(name) for name in self.keys)
@@ -106,11 +125,17 @@ def significant(value: float, digits: int = 4) -> float:
     return float(f"{value:.{digits}g}")
 
 
+def whole_numbers(text: str, what: str) -> list[int]:
+    """Split comma-separated numbers, and refuse what is none, or below 1 (ConfigError)."""
+    numbers = [number.strip() for number in text.split(",")]
+    for number in numbers:
+        if not number.isdecimal() or not int(number):
+            raise ConfigError(f"{what} = {text!r}: must be whole numbers from 1, separated by commas; {number!r} is none")
+    return [int(number) for number in numbers]
+
+
 def one_of(text: str, known: Sequence[str], what: str) -> list[str]:
     """Split a comma-separated choice, and refuse names that do not exist (ConfigError)."""
-    from ff_flower.config import unknown_name
-    from ff_flower.errors import ConfigError
-
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in known:

@@ -11,11 +11,11 @@ from ff_flower.config import ImageShape, RunSpec
 from ff_flower.errors import ConfigError, RunError
 
 from ..processes.session import FlowerSession
-from ..run import execute, refusing, resolve_spec
+from ..run import FAILED, execute, refusing, resolve_spec
 from .memory import MemoryWatch
 from .options import HOME, Markdown, Out, Write, finish, keep, tell
 from .pipeline import changed, random_images
-from .results import Results, Row, significant
+from .results import Results, Row, one_of, significant
 
 RESULTS = Results("scale", "Collecting and broadcasting", ("nodes", "module MB", "transport"))
 CLASSES = 10
@@ -35,13 +35,15 @@ def scale(
     The modules are Gaussian mixtures of random images, large by their principal components; classifiers train one step. A first
     run with the same images and the smallest modules tells what the server holds, and how long nodes work, without them.
     """
-    with refusing(), tempfile.TemporaryDirectory(prefix="ff-scale-") as folder:
+    with refusing():
         shape, components = module_shape(megabytes)
+        chosen = one_of(transports, TRANSPORTS, "transport")
+    with refusing(FAILED), tempfile.TemporaryDirectory(prefix="ff-scale-") as folder:
         spec = federation(Path(folder), nodes, shape, components)
         tell(f"{nodes} nodes x {megabytes} MB: images {shape}, {components} principal components; first with 1 component")
         least = measure(changed(spec, {"out": f"{folder}/least", "module.gaussian-mixture.components": 1}))
         found = RESULTS
-        for transport in transports.split(","):
+        for transport in chosen:
             row = measure(changed(spec, {"out": f"{folder}/{transport}", "transport": transport}))
             added = float(row["server MB"] or 0) - float(least["server MB"] or 0)
             longer = float(row["broadcast s"] or 0) - float(least["broadcast s"] or 0)

@@ -68,6 +68,7 @@ def soak(
     with refusing():
         if runs < WARM_UP + 2:
             raise ConfigError(f"runs = {runs}: must be at least {WARM_UP + 2}, of which {WARM_UP} warm up; take 30")
+    with refusing(FAILED):
         with tempfile.TemporaryDirectory(prefix="soak-") as folder, FlowerSession() as session:
             home = session.home
             rows = _rows(session, folder, runs)

@@ -16,10 +16,11 @@ from ff_flower.errors import ConfigError, DataError
 from ff_flower.generative import KINDS, build_module
 from ff_flower.registry import decode_module
 from ff_flower.seeding import generator
-from sims.benchmark import curve, pipeline, quality, throughput
+from sims.benchmark import curve, pipeline, quality, results, throughput
 from sims.benchmark.__main__ import app
+from sims.benchmark.options import HOME
 from sims.benchmark.pipeline import Sampling, Workers
-from sims.benchmark.results import Results, as_text, one_of
+from sims.benchmark.results import Results, as_text, one_of, whole_numbers
 from strategies.server_app import run
 
 SEVERAL = Results("example", "An example", ("name", "size"))
@@ -231,11 +232,50 @@ def test_fitted_modules_are_kept(toy):
 def test_rows_are_joined_by_what_they_measure(tmp_path):
     """A row measured again takes the old one's place, all others stay, and reading returns what was written."""
     first = SEVERAL.joined([{"name": "a", "size": 1, "s": 2.0}, {"name": "b", "size": 1, "s": 3.0}])
-    first.write(tmp_path)
+    first.keep(tmp_path)
     second = SEVERAL.joined([{"name": "a", "size": 1, "s": 1.0}, {"name": "a", "size": 2, "s": None}]).read(tmp_path)
-    assert [tuple(row.values()) for row in second.rows] == [("a", 1, 1.0), ("b", 1, 3.0), ("a", 2, None)]
+    assert [(row["name"], row["size"], row["s"]) for row in second.rows] == [("a", 1, 1.0), ("b", 1, 3.0), ("a", 2, None)]
     assert second.find(name="a", size=2) == second.rows[2] and second.find(name="c") is None
-    assert second.table().rows[2] == ("a", "2", "-")
+    assert second.table().header == ("name", "size", "s") and second.table().rows[2] == ("a", "2", "-")
+
+
+def test_processes_that_measure_at_once_keep_each_others_rows(tmp_path):
+    """Both began with what was there before the other's row: in the end all rows are there."""
+    one, other = SEVERAL.read(tmp_path), SEVERAL.read(tmp_path)
+    one.joined([{"name": "a", "size": 1}]).keep(tmp_path)
+    assert [row["name"] for row in other.joined([{"name": "b", "size": 1}]).keep(tmp_path).rows] == ["a", "b"]
+    assert [row["name"] for row in SEVERAL.read(tmp_path).rows] == ["a", "b"]
+
+
+def test_each_row_says_where_it_was_measured(tmp_path, monkeypatch):
+    """A row keeps its machine when others of another machine join it; a machine of which no row is left is forgotten."""
+    machines = []
+    for number, machine in enumerate(["first", "second", "second"]):
+        monkeypatch.setattr(results, "describe_environment", lambda machine=machine: {"platform": machine})
+        SEVERAL.joined([{"name": "a", "size": number % 2}]).keep(tmp_path)
+        kept = json.loads((tmp_path / "example.json").read_text())
+        machines.append([kept["environments"][row["environment"]]["platform"] for row in kept["rows"]])
+    assert machines == [["first"], ["first", "second"], ["second", "second"]] and len(kept["environments"]) == 1
+
+
+def test_every_kept_result_can_be_read():
+    """What lies in sims/results are rows, and each says where it was measured."""
+    paths = sorted(HOME.glob("*.json"))
+    assert paths and all(Results(path.stem, "", ("environment",)).read(HOME).rows for path in paths)
+
+
+def test_toy_rows_do_not_take_the_place_of_measured_ones():
+    """--quick with --write needs a folder of its own."""
+    for command in ("modules", "evaluations", "pool", "wire", "synthesis", "batched", "curve"):
+        result = CliRunner().invoke(app, [command, "--quick", "--write"])
+        assert result.exit_code == 2 and "add --out" in result.output, command
+
+
+@pytest.mark.parametrize("text", ["1m", "60,", "0", "-1", "1.5"])
+def test_what_is_no_whole_number_is_named(text):
+    """Budgets, nodes and evaluations are whole numbers from 1."""
+    with pytest.raises(ConfigError, match=r"budgets = .*must be whole numbers from 1"):
+        whole_numbers(text, "budgets")
 
 
 def test_a_damaged_file_of_results_is_refused(tmp_path):
