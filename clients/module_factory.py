@@ -33,18 +33,21 @@ def fit_modules(spec: RunSpec, site: Site, device: torch.device) -> tuple[FitRep
     -------
     tuple of FitReport and dict
         The account, and the module files by module_id. A class with fewer than ``module.min_images`` images, or whose fit
-        fails, is declined with its reason; one with fewer than ``module.network_images`` may get a simpler kind.
+        fails, is declined with its reason; one with fewer than ``module.network_images`` may get a simpler kind. Until the last
+        class is fitted the others' checkpoints stay, so that a node that is interrupted does not begin them anew.
     """
     began = time.time()
     files: dict[str, bytes] = {}
     modules: dict[str, str] = {}
+    finished: list[Path] = []
     fallbacks: list[Fallback] = []
     declined = [] if len(site.own) else [NO_IMAGES]
     counts = torch.bincount(site.own.labels, minlength=site.splits.num_classes).tolist()
     label_counts = {str(label): site.told(count) for label, count in enumerate(counts) if count}
+    last = max(label_counts, key=int, default="")
     for label, count in ((int(label), counts[int(label)]) for label in label_counts):
         try:
-            data = fit_module(spec, site, label, device)
+            data = fit_module(spec, site, label, device, None if str(label) == last else finished)
         except ModuleError as error:
             declined.append(Declined(label, str(error)))
             logger.warning("node %d: class %r declined: %s", site.partition, site.splits.info.classes[label], error)
@@ -53,6 +56,8 @@ def fit_modules(spec: RunSpec, site: Site, device: torch.device) -> tuple[FitRep
         files[modules[str(label)]] = data
         if note := choose_kind(spec.module, site.kind, count, site.told(count))[1]:
             fallbacks.append(Fallback(label, note))
+    for path in finished:
+        path.unlink(missing_ok=True)
     work, memory = Interval(began, time.time()), peak_memory(device)
     return FitReport(site.partition, label_counts, modules, tuple(declined), work, tuple(fallbacks), memory), files
 
@@ -72,8 +77,10 @@ def choose_kind(spec: ModuleSpec, kind: str, num_images: int, told: int | None =
     )
 
 
-def fit_module(spec: RunSpec, site: Site, label: int, device: torch.device) -> bytes:
+def fit_module(spec: RunSpec, site: Site, label: int, device: torch.device, finished: list[Path] | None = None) -> bytes:
     """Fit the module of one class, and return its file; a fit that was interrupted continues from its checkpoint.
+
+    With ``finished`` the finished fit's checkpoint stays, and is named there: the same fit again is done at once.
 
     Raises
     ------
@@ -87,14 +94,18 @@ def fit_module(spec: RunSpec, site: Site, label: int, device: torch.device) -> b
     kind, note = choose_kind(spec.module, site.kind, len(images), site.told(len(images)))
     module = build_module(spec.module, info.shape, device, kind)
     seed = derive_seed(spec.seed, "module", site.partition, label)
+    checkpoint = _checkpoint(spec, site, module, images, label) if spec.module.checkpoint_seconds else None
     options = FitOptions(
         progress=_progress(site, info.classes[label]),
         holdout=spec.module.holdout,
         max_seconds=spec.module.max_seconds,
-        checkpoint=_checkpoint(spec, site, module, images, label) if spec.module.checkpoint_seconds else None,
+        checkpoint=checkpoint,
+        keep_checkpoint=finished is not None,
         checkpoint_seconds=spec.module.checkpoint_seconds,
         compile_on_cpu=spec.module.compile_on_cpu,
     )
+    if finished is not None and checkpoint is not None:
+        finished.append(checkpoint)
     module.fit(images, seed, options)
     manifest = ModuleManifest(
         format_version=1,
@@ -118,9 +129,9 @@ def fit_module(spec: RunSpec, site: Site, label: int, device: torch.device) -> b
 
 
 def _images_shown(module: GenerativeModule[Any], site: Site, num_images: int) -> int:
-    """Return the images shown; whole passes over a class would tell its size, so they are told by its rounded size."""
-    passes, rest = divmod(module.images_shown, num_images)
-    return module.images_shown if rest else passes * site.told(num_images)
+    """Return the images shown: of training in steps their product with the batch, else the passes over the class's told size."""
+    trained = isinstance(module.spec, TrainingSpec)
+    return module.images_shown if trained else module.images_shown // num_images * site.told(num_images)
 
 
 def _check_count(site: Site, num_images: int, spec: ModuleSpec) -> None:

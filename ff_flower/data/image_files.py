@@ -5,6 +5,7 @@ import hashlib
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -126,7 +127,7 @@ def _common_mode(files: Sequence[Path], size: int) -> str:
         try:
             with Image.open(file) as image:
                 mode, shape = image.mode, _upright(image)
-        except OSError as error:
+        except _unreadable() as error:
             raise DataError(f"{file} is no image ({error}); class folders hold images only; remove or hide it") from error
         if mode not in _EIGHT_BITS:
             raise DataError(f"{file} has pixels of mode {mode}; images have 8 bits per channel; convert it to greyscale or RGB")
@@ -138,6 +139,13 @@ def _common_mode(files: Sequence[Path], size: int) -> str:
             )
         modes.add(mode)
     return "L" if modes <= _GREYSCALE else "RGB"
+
+
+def _unreadable() -> tuple[type[Exception], ...]:
+    """Return what Pillow raises at damaged and at absurdly large images."""
+    from PIL import Image
+
+    return OSError, SyntaxError, ValueError, Image.DecompressionBombError
 
 
 def _upright(image: "Image.Image") -> tuple[int, int]:
@@ -164,7 +172,7 @@ def _read_file(file: Path, mode: str, size: int, crop: bool = False) -> np.ndarr
             if size:
                 image.draft(mode, (2 * size, 2 * size))  # JPEG decodes to a smaller image at once
             converted = ImageOps.exif_transpose(image).convert(mode)
-    except OSError as error:
+    except _unreadable() as error:
         raise DataError(f"{file} cannot be read ({error}); images must be whole; replace or remove it") from error
     if size and crop:
         converted = ImageOps.fit(converted, (size, size), Image.Resampling.BILINEAR)
@@ -212,7 +220,7 @@ def _kept_images(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     try:
         with np.load(path, allow_pickle=False) as archive:
             images: np.ndarray = archive["images"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
     return images if images.shape == shape and images.dtype == np.uint8 else None
 

@@ -3,6 +3,7 @@
 import os
 import tempfile
 import zipfile
+import zlib
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -139,7 +140,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             return {key: archive[key] for key in (*_KEYS, "label_names") if key in archive}
     except DataError:
         raise
-    except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
             f"{path}: cannot be read ({error}); an npz holds plain arrays, no objects and no images of two sizes; save it "
             "again with numpy.savez_compressed"

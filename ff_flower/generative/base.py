@@ -40,7 +40,9 @@ class FitOptions:
     max_seconds : float
         The schedule is shortened to this time; 0 sets no limit.
     checkpoint : Path, optional
-        Where an unfinished fit is kept, and from which it continues; removed when it is finished.
+        Where an unfinished fit is kept, and from which it continues.
+    keep_checkpoint : bool
+        Whether the checkpoint stays when the fit is finished, from which the same fit is there at once; else it is removed.
     checkpoint_seconds : float
         Pause between two checkpoints.
     compile_on_cpu : bool
@@ -51,6 +53,7 @@ class FitOptions:
     holdout: float = 0.0
     max_seconds: float = 0.0
     checkpoint: Path | None = None
+    keep_checkpoint: bool = False
     checkpoint_seconds: float = 60.0
     compile_on_cpu: bool = False
 

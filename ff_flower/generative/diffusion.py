@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import ClassVar, Self, TypeVar
 
 import torch
@@ -14,7 +15,7 @@ from ..data.transforms import AugmentationPolicy, augment, to_unit
 from ..seeding import derive_seed, generator, seeded
 from .augmentation import CONDITIONS, augment_and_tell
 from .base import FitOptions, GenerativeModule, blocks_at_once, check_state, not_fitted
-from .gaussian_prior import GaussianPrior
+from .gaussian_prior import ROWS, GaussianPrior
 from .training import Objective, Training, split_holdout
 from .unet import UNet
 
@@ -108,6 +109,7 @@ class DiffusionModule(GenerativeModule[UNetSpecT]):
         super().__init__(spec, image_shape, device)
         self.batch_blocks = blocks_at_once(self.spec, image_shape, self.device)
         self._network: StandardizedModel | None = None
+        self._rank = 0
         self._evaluate: nn.Module | None = None
 
     @property
@@ -119,7 +121,8 @@ class DiffusionModule(GenerativeModule[UNetSpecT]):
         """Return the averaged weights, the prior, and the standardization."""
         if self._network is None:
             raise not_fitted(self.kind)
-        return dict(self._network.state_dict())
+        tensors = dict(self._network.state_dict())
+        return tensors | {name: tensors[name][: self._rank] for name in ("model.prior.directions", "model.prior.deviations")}
 
     @classmethod
     def restore(
@@ -131,9 +134,10 @@ class DiffusionModule(GenerativeModule[UNetSpecT]):
         with torch.device("meta"):
             empty = module._build(GaussianPrior.isotropic(math.prod(image_shape), rank))
         check_state(state, {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}, cls.kind)
-        network = seeded(lambda: module._build(GaussianPrior.isotropic(math.prod(image_shape), rank)), seed=0)
-        network.load_state_dict(dict(state))
-        module._take(network)
+        prior = GaussianPrior(*(state[f"model.prior.{name}"] for name in ("directions", "deviations", "floor")))
+        network = seeded(lambda: module._build(prior.padded(module.spec.rank)), seed=0)
+        network.load_state_dict({**state, **network.model.prior.state_dict(prefix="model.prior.")})
+        module._take(network, rank)
         return module
 
     @abstractmethod
@@ -152,21 +156,22 @@ class DiffusionModule(GenerativeModule[UNetSpecT]):
 
     def _fit(self, images: Tensor, seed: int, options: FitOptions) -> None:
         kept, held = split_holdout(to_unit(images), options.holdout, seed)
-        rows = shuffled_copies(kept, self.spec.symmetry, seed)
+        rows, origins = shuffled_copies(kept, self.spec.symmetry, seed)
         if self.spec.augmentation:  # what the Gaussian does not expect, its error would weigh far too much
             rows, _ = augment_and_tell(rows, self.spec.augmentation, generator(seed, "told rows"))
-        prior, centre, scale = GaussianPrior.fit(rows.flatten(1), self.spec.rank, seed)
-        network = seeded(lambda: self._build(prior), derive_seed(seed, "init"))
+        prior, centre, scale = GaussianPrior.fit(rows.flatten(1), self.spec.rank, seed, origins)
+        network = seeded(lambda: self._build(prior.padded(self.spec.rank)), derive_seed(seed, "init"))
         network.centre.copy_(centre.reshape(self.image_shape))
         network.scale.copy_(scale)
         network = place(network, self.device)
         training = Training(network, kept.to(self.device), held.to(self.device), self.spec, seed, options)
         best = training.run()
         assert isinstance(best, StandardizedModel)
-        self._take(best)
+        self._take(best, len(prior.deviations))
         self.images_shown = training.images_shown
 
-    def _take(self, network: StandardizedModel) -> None:
+    def _take(self, network: StandardizedModel, rank: int) -> None:
+        self._rank = rank
         self._network = place(network.eval().requires_grad_(False), self.device)
         self._evaluate = accelerate(self._network.model, self.device)
 
@@ -184,10 +189,19 @@ def symmetric_copies(images: Tensor, symmetry: str) -> Iterator[Tensor]:
     yield from (torch.rot90(side, turn, (2, 3)) for side in sides for turn in turns)
 
 
-def shuffled_copies(images: Tensor, symmetry: str, seed: int) -> Tensor:
-    """Return all of `symmetric_copies` in random order: what the class's Gaussian is fitted to."""
-    copies = torch.cat(list(symmetric_copies(images, symmetry)))
-    return copies[torch.randperm(len(copies), generator=generator(seed, "rows"))]
+def shuffled_copies(images: Tensor, symmetry: str, seed: int, most: int = ROWS) -> tuple[Tensor, Tensor]:
+    """Return `symmetric_copies` in random order, at most ``most``, and which image each is a copy of.
+
+    The first is (m, C, H, W), what a class's Gaussian is fitted to; the second (m,) int64.
+    """
+    count = sum(1 for _ in symmetric_copies(images[:1], symmetry))
+    chosen = torch.randperm(count * len(images), generator=generator(seed, "rows"))[:most]
+    elements, origins = chosen // len(images), chosen % len(images)
+    copies = torch.empty((len(chosen), *images.shape[1:]))
+    for element in range(count):
+        mine = elements == element
+        copies[mine] = next(islice(symmetric_copies(images[origins[mine]], symmetry), element, None))
+    return copies, origins
 
 
 def symmetry_policy(symmetry: str) -> AugmentationPolicy:

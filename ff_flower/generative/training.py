@@ -5,6 +5,7 @@ import copy
 import hashlib
 import logging
 import math
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -94,7 +95,7 @@ class Training:
     def run(self) -> Objective:
         """Train to the end of the budget, and return the averaged weights of the step with the best held-out loss.
 
-        Without held-out images it is the last step. The checkpoint is removed.
+        Without held-out images it is the last step. The checkpoint is removed, or kept as it is at the end.
 
         Raises
         ------
@@ -111,7 +112,9 @@ class Training:
             if self.options.checkpoint and time.monotonic() - saved >= self.options.checkpoint_seconds:
                 self._save(self.options.checkpoint)
                 saved = time.monotonic()
-        if self.options.checkpoint and self.options.checkpoint.exists():
+        if self.options.checkpoint and self.options.keep_checkpoint:
+            self._save(self.options.checkpoint)
+        elif self.options.checkpoint and self.options.checkpoint.exists():
             self.options.checkpoint.unlink()
         return self.best if self._watched else self.average
 
@@ -174,7 +177,7 @@ class Training:
         numbers = [float(self.step), self.seconds, self.best_loss, float(self.best_step), float(self.recent)]
         tensors |= {"random": self.random.get_state(), "numbers": torch.tensor(numbers, dtype=torch.float64)}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        unfinished = path.with_suffix(".part")
+        unfinished = path.with_suffix(f".{os.getpid()}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors | {"digest": _digest(tensors)}, unfinished)

@@ -10,7 +10,9 @@ A chunk is written whole or not at all, and one that is not what it must be is d
 """
 
 import logging
+import os
 import shutil
+import threading
 import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -161,7 +163,7 @@ def _complete(chunk: _Chunk, image_shape: ImageShape, draw: Draw) -> None:
     if not len(stored) and chunk.path.exists():
         logger.warning("the samples in %s are damaged: they are drawn again", chunk.path)
     drawn = draw(chunk.module_id, chunk.start + len(stored), chunk.stop).numpy()
-    unfinished = chunk.path.with_suffix(".part")
+    unfinished = chunk.path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
     try:
         with unfinished.open("wb") as file:
             np.save(file, np.concatenate([stored, drawn]), allow_pickle=False)

@@ -12,8 +12,8 @@ from ff_flower.generative.diffusion import DiffusionModule, StandardizedModel
 class _FullPrecision(DiffusionModule[Any]):
     """Samples in float32, uncompiled, in batches of 64."""
 
-    def _take(self, network: StandardizedModel) -> None:
-        super()._take(network)
+    def _take(self, network: StandardizedModel, rank: int) -> None:
+        super()._take(network, rank)
         self.batch_blocks, self._evaluate = 1, network.model
 
     def _generate(self, noise: Tensor) -> Tensor:

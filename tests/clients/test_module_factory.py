@@ -1,6 +1,7 @@
 """Fits on a node: what kind a class gets, and that an interrupted fit ends like an unbroken one."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -38,14 +39,14 @@ class Plug(logging.Handler):
 
 
 def interrupted(spec, site, label, reports=2):
-    """Fit a module until its n-th report of progress."""
+    """Fit a module, or those of all classes where ``label`` is None, until the n-th report of progress."""
     plug, logger = Plug(reports), logging.getLogger("flwr")
     logger.addHandler(plug)
     level = logger.level
     logger.setLevel(logging.INFO)
     try:
         with pytest.raises(Power):
-            fit_module(spec, site, label, CPU)
+            fit_modules(spec, site, CPU) if label is None else fit_module(spec, site, label, CPU)
     finally:
         logger.removeHandler(plug)
         logger.setLevel(level)
@@ -71,6 +72,33 @@ def test_an_interrupted_fit_continues_to_the_same_bytes(tmp_path, caplog):
     assert "a fit continues at step 5 of 12" in caplog.text
     assert unfinished(spec) == [] and not (tmp_path / "whole" / "cache" / "fits").exists()
     assert decode_module(unbroken)[0].images_shown == 12 * 16
+
+
+def test_a_node_that_is_interrupted_keeps_its_finished_classes(tmp_path, caplog):
+    """A node cut off in its second class fits the first one no second time, sends an unbroken node's bytes, leaves nothing."""
+    spec = tiny(tmp_path / "broken", **NETWORK, module__checkpoint_seconds=60.0)
+    site = open_site(spec, NODE)
+    interrupted(spec, site, None, reports=6)
+    assert len(unfinished(spec)) == 1
+    unbroken = fit_modules(tiny(tmp_path / "whole", **NETWORK, module__checkpoint_seconds=0.0), site, CPU)[1]
+    with caplog.at_level(logging.INFO, "flwr"):
+        assert fit_modules(spec, site, CPU)[1] == unbroken and len(unbroken) == 2
+    assert caplog.text.count("a fit continues at step 12 of 12") == 1
+    assert unfinished(spec) == []
+
+
+def test_images_shown_do_not_tell_the_classes_size(tmp_path):
+    """Images shown follow from the settings, or are passes over the number that is told, so they tell no more than it does."""
+    for kind in ("edm", "gaussian_mixture"):
+        spec = tiny(tmp_path, **{**NETWORK, "module__kind": kind})
+        site = replace(open_site(spec, NODE), count_granularity=50)
+        label = int(site.own.labels[0])
+        rows = (site.own.labels == label).nonzero()[:, 0]
+        for count in (64, 65):  # 12 steps of 16 images are three passes over 64
+            few = replace(site, own=site.own.subset(rows[:count].numpy()))
+            manifest = decode_module(fit_module(spec, few, label, CPU))[0]
+            assert manifest.num_examples == 50
+            assert manifest.images_shown == 12 * 16 if kind == "edm" else manifest.images_shown % 50 == 0
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"module__edm__learning_rate": 1e-3}, {"module__holdout": 0.2}])

@@ -275,12 +275,16 @@ def test_labels_beyond_the_table_are_refused(tmp_path: Path) -> None:
 
 
 def test_bytes_that_are_no_npz_are_refused(tmp_path: Path) -> None:
-    """A truncated archive, a plain text and a bare npy array are refused as files that cannot be read."""
+    """A truncated or damaged archive, a plain text and a bare npy array are refused as files that cannot be read."""
     whole = _saved(tmp_path, _arrays()).read_bytes()
+    np.savez_compressed(tmp_path / "packed.npz", **_arrays())
+    packed = bytearray((tmp_path / "packed.npz").read_bytes())
+    packed[200:208] = bytes(8)
     np.save(tmp_path / "bare.npy", np.zeros(3))
     for name, content in (
         ("cut", whole[: len(whole) // 2]),
         ("text", b"not an archive"),
+        ("damaged", bytes(packed)),
         ("bare", (tmp_path / "bare.npy").read_bytes()),
     ):
         path = tmp_path / f"{name}.npz"

@@ -142,6 +142,20 @@ def test_truncated_image_is_refused(tmp_path: Path) -> None:
         _load(tmp_path)
 
 
+@pytest.mark.parametrize("damage", ["exif", "huge"])
+def test_what_pillow_refuses_is_named(tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged EXIF block and an image of absurd size are refused by name, as an image that cannot be read."""
+    _class_folders(tmp_path)
+    image = Image.fromarray(np.zeros((10, 10, 3), dtype=np.uint8))
+    if damage == "exif":
+        image.save(tmp_path / "cat" / "bad.png", exif=b"Exif\0\0no tags at all")
+    else:
+        image.save(tmp_path / "cat" / "bad.png")
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    with pytest.raises(DataError, match=r"\.(png|jpg) (is no image|cannot be read)"):
+        _load(tmp_path)
+
+
 def test_isic_is_cropped_resized_and_labelled(tmp_path: Path) -> None:
     """Every row of the CSV gives its image, cropped and resized to 64 pixels, with its class; all eight classes are named."""
     _isic(tmp_path)

@@ -17,7 +17,7 @@ from ff_flower.data import to_unit
 from ff_flower.errors import ModuleError
 from ff_flower.generative import EDMModule, FitOptions, FlowModule
 from ff_flower.generative.augmentation import augment_and_tell
-from ff_flower.generative.diffusion import DiffusionModule, StandardizedModel, symmetric_copies
+from ff_flower.generative.diffusion import DiffusionModule, StandardizedModel, shuffled_copies, symmetric_copies
 from ff_flower.generative.gaussian_prior import GaussianPrior
 from ff_flower.generative.training import HELD_IMAGES
 
@@ -130,6 +130,20 @@ def test_symmetric_copies_are_a_group(symmetry: str, square: int, oblong: int) -
             assert {tuple(again.flatten().tolist()) for again in symmetric_copies(copy, symmetry)} == set(copies)
 
 
+@pytest.mark.parametrize("symmetry", ["none", "dihedral"])
+def test_shuffled_copies_tell_their_images(symmetry: str) -> None:
+    """Without a limit every copy of every image is there once, beside its image's number; fewer are the first of these."""
+    images = torch.rand((5, 1, 3, 3), generator=torch.Generator().manual_seed(0))
+    rows, origins = shuffled_copies(images, symmetry, seed=1)
+    expected = [
+        (number, copy.tobytes()) for copies in symmetric_copies(images, symmetry) for number, copy in enumerate(copies.numpy())
+    ]
+    found = [(number, row.tobytes()) for number, row in zip(origins.tolist(), rows.numpy(), strict=True)]
+    assert sorted(found) == sorted(expected) and found != expected
+    few, which = shuffled_copies(images, symmetry, seed=1, most=3)
+    assert torch.equal(few, rows[:3]) and torch.equal(which, origins[:3])
+
+
 @pytest.mark.parametrize("symmetry", ["mirror", "dihedral"])
 def test_a_symmetric_class_is_learned(kind: str, symmetry: str) -> None:
     """Images of unequal sides are learned under any symmetry, which the centre has, and under told augmentation beside it."""
@@ -237,14 +251,14 @@ def compile_whole() -> Iterator[Callable[[Any], Any]]:
 
 
 def test_modules_of_one_architecture_share_a_compilation(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever images they are fitted to, modules are compiled once for training and once for sampling, not once each."""
+    """However many images they are fitted to, modules are compiled once for training and once for sampling, not once each."""
     graphs = {name: CompileCounter() for name in ("training", "diffusion")}  # type: ignore[no-untyped-call]
     for name, counter in graphs.items():
         compiled = partial(torch.compile, backend=counter, dynamic=False)
         monkeypatch.setattr(f"ff_flower.generative.{name}.accelerate", lambda network, *_, compiled=compiled: compiled(network))
     torch._dynamo.reset()
-    for number in range(3):
-        _fit(kind, _blocks(70 + number), seed=number).sample(3, torch.Generator().manual_seed(0))
+    for number in (70, 9, 12):  # the prior's directions are fewer than half of the images
+        _fit(kind, _blocks(number), seed=number).sample(3, torch.Generator().manual_seed(0))
     assert {name: counter.frame_count for name, counter in graphs.items()} == {"training": 1, "diffusion": 1}
     torch._dynamo.reset()
 
