@@ -2,7 +2,8 @@
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
+from pathlib import Path
 
 from ff_flower.config import Scalar
 from ff_flower.data import own_location
@@ -11,6 +12,8 @@ from ff_flower.errors import DataError, FederatedFactoryError
 logger = logging.getLogger("flwr")
 
 ASIDE = "the SuperNode's log says more"
+# Words of remedies by which folders are called, too: a remedy that holds one of them says nothing of a site's folders.
+_COMMON = {"class", "classes", "data", "folder", "folders", "image", "images", "labels", "share", "size", "test", "train"}
 _PATH = re.compile(r"(?:(?<![\w/])~?|\b[A-Za-z]:)[/\\][^\s'\",;:()]+")
 
 
@@ -27,19 +30,24 @@ def reason_of(error: Exception, node_config: Mapping[str, Scalar]) -> str:
     logger.error("%s%s", name, error)
     if name:
         return f"{name}{ASIDE}"
-    text = str(error)
+    text, path = str(error), own_location(str(node_config["data"]))
     if isinstance(error, DataError):
         text = text.partition("; ")[2] or type(error).__name__
     text = _PATH.sub("(a path)", text)
-    if any(secret in text for secret in _secrets(str(node_config["data"]))):
+    remedy = isinstance(error, DataError) and "; " not in str(path)  # no path stands in front of it any more
+    spared = _COMMON if remedy else set[str]()
+    if any(secret in text for secret in _secrets(path, spared)):
         text = type(error).__name__
     return f"{text}; {ASIDE}"
 
 
-def _secrets(location: str) -> Iterator[str]:
-    """Yield the path of the site's images, and the names of its files."""
-    path = own_location(location)
+def _secrets(path: Path, spared: Set[str]) -> Iterator[str]:
+    """Yield the path of the site's images, its folders but those whose name is ``spared``, and the names of its files."""
     yield str(path)
-    yield from (part for part in path.parts[1:] if len(part) > 3)
+    yield from (part for part in path.parts[1:] if len(part) > 3 and part not in spared)
     if path.is_dir():
-        yield from (file.name for file in path.rglob("*") if file.is_file() and len(file.stem) > 1)
+        for file in path.rglob("*"):
+            if file.is_file() and len(file.stem) > 1:
+                yield file.name
+                if rest := file.name.partition("; ")[2]:  # what is left of it behind the first "; " of a sentence
+                    yield rest

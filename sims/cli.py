@@ -88,7 +88,7 @@ def certificates(
     folder: Annotated[Path, typer.Argument(help="Folder of the files; made where it is not there.")],
     hosts: Annotated[list[str] | None, typer.Option("--host", help="Name or address of the SuperLink; may be repeated.")] = None,
     sites: Annotated[list[str] | None, typer.Option("--site", help="Make a key pair for its SuperNode; may be repeated.")] = None,
-    days: Annotated[int, typer.Option(min=1, help="How long the certificates hold.")] = 365,
+    days: Annotated[int, typer.Option(min=1, max=36_500, help="How long the certificates hold.")] = 365,
 ) -> None:
     """Make a certificate authority and the SuperLink's certificate, or, with --site alone, keys of SuperNodes."""
     from .processes.certificates import make_certificates, make_node_keys

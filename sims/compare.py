@@ -1,13 +1,14 @@
 """The comparison, ``python -m sims.compare``: every method over seeds, the same images, network and transforms, one table."""
 
 import sys
+from functools import cache
 from typing import Annotated, get_args
 
 import typer
 
-from ff_flower.config import Method, RunSpec, from_run_config, unknown_name
+from ff_flower.config import DataSpec, Method, RunSpec, from_run_config, unknown_name
 from ff_flower.errors import ConfigError, FederatedFactoryError
-from ff_flower.run_directory import RunDirectory, run_path
+from ff_flower.run_directory import RunDirectory, made_of, run_path
 
 from .processes.session import FlowerSession
 from .report import Metrics, load_metrics, show, summarize
@@ -44,11 +45,21 @@ def plan(base: RunSpec, methods: str, seeds: str) -> list[RunSpec]:
 
 
 def finished(spec: RunSpec) -> Metrics | None:
-    """Return the metrics of ``spec`` where its run directory holds them whole, so that it need not run again."""
+    """Return the metrics of ``spec`` where its run directory holds them whole, so that it need not run again.
+
+    A run of other images than this machine has now is none: it runs, and is refused with the remedy.
+
+    Raises
+    ------
+    DataError
+        Where the images cannot be read any more.
+    """
     path = run_path(spec)
-    if path.is_dir() and RunDirectory(path).is_done("run", spec.digest()):
-        return load_metrics(path)
-    return None
+    if not path.is_dir() or not RunDirectory(path).is_done("run", spec.digest()):
+        return None
+    if not spec.data.own and not made_of(path, _images(spec.data, spec.seed)):
+        return None
+    return load_metrics(path)
 
 
 def main(
@@ -73,23 +84,30 @@ def main(
     with refusing(FAILED), FlowerSession() as session:
         for number, spec in enumerate(specs, 1):
             print(f"[{number}/{len(specs)}] {spec.method} on {spec.data.name}, seed {spec.seed}", flush=True)
-            if fresh or (metrics := finished(spec)) is None:
-                try:
-                    if fresh:
-                        start_afresh(spec)
+            try:
+                if fresh:
+                    start_afresh(spec)
+                if fresh or (metrics := finished(spec)) is None:
                     ended = execute(session, spec, resources, tell=_indented)
-                except FederatedFactoryError as error:
-                    print(f"    {error}", file=sys.stderr, flush=True)
-                    exit_code = FAILED
-                    continue
-                metrics, code = ended.metrics, ended.exit_code
-                exit_code = FAILED if FAILED in (code, exit_code) else max(code, exit_code)
+                    metrics, code = ended.metrics, ended.exit_code
+                    exit_code = FAILED if FAILED in (code, exit_code) else max(code, exit_code)
+            except FederatedFactoryError as error:
+                print(f"    {error}", file=sys.stderr, flush=True)
+                exit_code = FAILED
+                continue
             runs += [metrics] if metrics is not None else []
     show([summarize(runs)], markdown=markdown)
     if exit_code:
         names = {FAILED: "a run failed", PARTIAL: "a run lacks nodes or modules"}
         print(f"{names[exit_code]}: see above", file=sys.stderr)
     raise typer.Exit(exit_code)
+
+
+@cache  # a seed's methods share their images
+def _images(data: DataSpec, seed: int) -> str:
+    from ff_flower.data import load_splits  # imports torch
+
+    return load_splits(data, seed).digest()
 
 
 def _indented(line: str) -> None:

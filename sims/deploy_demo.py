@@ -9,15 +9,15 @@ from typing import Annotated
 import typer
 
 from ff_flower.config import RunSpec
-from ff_flower.errors import RunError
+from ff_flower.errors import ConfigError, RunError
 from ff_flower.registry import module_id
 
 from .digit_folders import write_digit_folders
 from .processes.deployment import Deployment, SiteNode
-from .processes.log_filter import LogFilter
 from .processes.session import FlowerSession
-from .report import gaps, load_metrics, run_tables, show
-from .run import APP, FAILED, PARTIAL, Finished, Settings, execute, refusing, resolve_spec
+from .processes.superlink import RunOutcome
+from .report import gaps, run_tables, show
+from .run import APP, FAILED, PARTIAL, Finished, Settings, execute, follow, keep_log, refusing, resolve_spec
 
 SITES = {"Clinic-North": (0, 1, 2, 3), "Clinic-South": (4, 5, 6), "Clinic-West": (7, 8, 9)}
 SETTINGS = ("data.name=sites", f"num-clients={len(SITES)}", "connect-timeout=90", "timeout=900", "server-threads=1")
@@ -36,34 +36,26 @@ def deploy(spec: RunSpec, folders: Mapping[str, Path], tell: Callable[[str], Non
     tell : callable from str
         Receives progress, line by line.
     logs : Path, optional
-        Where the logs of the SuperLink and the SuperNodes are kept.
+        A folder that is there, for the logs of the SuperLink and the SuperNodes, however the run ends.
 
     Raises
     ------
     RunError
         Where a process does not come up, or Flower refuses the run.
     """
-    quiet, log = LogFilter(), []
-
-    def stream(line: str) -> None:
-        log.append(line)
-        for shown in quiet.feed(line):
-            tell(shown)
-
     sites = [SiteNode(name, {"data": f"folder:{folder}"}) for name, folder in folders.items()]
     with Deployment(sites) as deployment:
         tell(f"a SuperLink with TLS on port {deployment.port}; SuperNodes of {', '.join(folders)}, each with its registered key")
-        deployment.await_nodes()
-        outcome = deployment.run(APP, spec.flat(), stream=stream)
-        if logs is not None:
-            deployment.keep_logs(logs)
-    for shown in quiet.close():
-        tell(shown)
-    directory = (Path(spec.out) / "latest").resolve()
-    if outcome.completed:
-        return Finished(directory, load_metrics(directory), "", tuple(log))
-    error = quiet.errors[-1] if quiet.errors else outcome.details or f"Flower ended it as {outcome.status}"
-    return Finished(directory, None, error, tuple(log))
+
+        def submit(stream: Callable[[str], None]) -> RunOutcome:
+            deployment.await_nodes()
+            return deployment.run(APP, spec.flat(), stream=stream)
+
+        try:
+            return follow(submit, spec, tell=tell)
+        finally:
+            if logs is not None:
+                tell(_keep_logs(deployment, logs))
 
 
 def rehearse(spec: RunSpec, folders: Mapping[str, Path], out: Path, tell: Callable[[str], None]) -> Finished:
@@ -94,7 +86,7 @@ def check(finished: Finished, classes: int, floor: float) -> None:
     if missing := gaps(finished.metrics):
         raise RunError("the deployment is partial: " + "; ".join(missing))
     if len(modules) != classes or any(module_id(path.read_bytes()) != path.stem for path in modules):
-        raise RunError(f"{len(modules)} modules arrived whole, {classes} classes were there; see the sites' logs")
+        raise RunError(f"{len(modules)} modules arrived whole, {classes} classes were there; see the sites' logs (--keep-logs)")
     if (accuracy := finished.metrics["results"]["server"]["accuracy"]) < floor:
         raise RunError(f"the server's classifier reaches {accuracy:.3f}: must be at least {floor}; more steps may help")
 
@@ -117,6 +109,8 @@ def main(
 
     with refusing():
         spec = resolve_spec("", [*SETTINGS, *(settings or ())])
+        if keep_logs is not None:
+            _make_folder(keep_logs)
     with refusing(FAILED), tempfile.TemporaryDirectory(prefix="ff-sites-") as folder:
         folders = write_digit_folders(Path(folder), SITES, per_class)
         tell(f"class folders of real digits: {folder}")
@@ -132,12 +126,29 @@ def main(
             tell("the same job in simulation")
             rehearsed = rehearse(spec, folders, Path(folder) / "rehearsal", tell)
             if rehearsed.metrics is None:
+                tell(keep_log(spec, rehearsed.log))
                 raise RunError(f"the rehearsal failed: {rehearsed.error}")
             if names := differing(finished.directory, rehearsed.directory):
                 raise RunError(f"deployment and simulation differ in {', '.join(names)}; threads and device must be equal")
             tell(f"modules and classifiers of deployment and simulation are equal: {len(_kept(finished.directory))} files")
     tell(f"wall clock: {time.monotonic() - began:.1f} s")
     tell(f"run directory: {finished.directory}")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be made ({error.strerror}); name another folder behind --keep-logs") from error
+
+
+def _keep_logs(deployment: Deployment, folder: Path) -> str:
+    """Keep the logs of all processes; return where they are, or why they are not there: neither hides how the run ended."""
+    try:
+        kept = deployment.keep_logs(folder)
+    except OSError as error:
+        return f"{folder}: the logs cannot be kept ({error.strerror})"
+    return f"{len(kept)} logs of the SuperLink and the SuperNodes: {folder}"
 
 
 def _kept(run: Path) -> list[Path]:

@@ -196,6 +196,7 @@ def fuzz(count: int, seed: int, files: list[bytes], watch: Watch, findings: Find
                     what = sample_once(module) or what
         except FAILURES as error:
             findings.violations.append(f"file {number}: {type(error).__name__}: {str(error)[:200]}")
+            watch.seen.clear()
             continue
         findings.note(what, spent, grown)
         sampling = time.process_time() - began - spent
@@ -260,7 +261,7 @@ def main(
     torch.set_num_threads(1)
     began, files, watch, findings = time.monotonic(), real_files(), Watch(), Findings()
     largest = measure_largest(files, findings)
-    fuzz(min(count, WARM_UP), seed + 1, files, watch, Findings())  # what is imported once at first use is not of a file's making
+    fuzz(WARM_UP, seed + 1, files, watch, Findings())  # what is imported once at first use is not of a file's making
     watch.seen.clear()
     fuzz(count, seed, files, watch, findings, first)
     show([findings.table(), TextTable("The largest files", ("file", "result", "ms", "MB beside the file"), tuple(largest))])

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ff_flower.config import from_run_config
 from ff_flower.data import load_splits
-from ff_flower.errors import DataError
+from ff_flower.errors import ConfigError, DataError
 from ff_flower.figures import sample_grid
 from ff_flower.registry import ModuleRegistry
 from ff_flower.run_directory import read_spec
@@ -29,9 +30,14 @@ def draw_gallery(run: Path, picture: Path, columns: int = 16) -> None:
     Raises
     ------
     DataError
-        Where ``run`` holds no modules.
+        Where ``run`` holds no modules, or its images are at the sites.
+    ConfigError
+        Where the file cannot be written.
     """
     spec = from_run_config(read_spec(run))
+    if spec.data.own:
+        pictures = run / "modules" / "*.png"
+        raise DataError(f"{run}: its images are at the sites, and a gallery shows some; see its modules' samples in {pictures}")
     splits = load_splits(spec.data, spec.seed)
     registry = ModuleRegistry.of_run(run, spec)
     rows = []
@@ -43,4 +49,19 @@ def draw_gallery(run: Path, picture: Path, columns: int = 16) -> None:
         rows += [real, blank, made]
     if not rows:
         raise DataError(f"{run}: holds no modules; name the run directory of a federated-factory run")
-    sample_grid(torch.cat(rows), picture, columns)
+    draw_grid(torch.cat(rows), picture, columns)
+
+
+def draw_grid(images: Tensor, picture: Path, columns: int = 8) -> None:
+    """Write images as one PNG, see `sample_grid`.
+
+    Raises
+    ------
+    ConfigError
+        Where the file cannot be written.
+    """
+    try:
+        sample_grid(images, picture, columns)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"{picture}: cannot be written ({reason}); name a file in a folder that is there") from error

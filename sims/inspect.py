@@ -9,13 +9,13 @@ import typer
 from torch import Tensor
 
 from ff_flower.config import TrustSpec
-from ff_flower.errors import VerificationError
-from ff_flower.figures import sample_grid
+from ff_flower.errors import ConfigError, VerificationError
 from ff_flower.registry import SignaturePolicy
 from ff_flower.seeding import generator
 from ff_flower.verification import OpenedModule, open_file
 from ff_flower.vetting import check_batch, check_samples
 
+from .gallery import draw_grid
 from .report import TextTable, show
 from .run import FAILED, refusing
 
@@ -75,8 +75,10 @@ def main(
     public_keys: Annotated[str, typer.Option(help="Folder of OWNER.pub files, to check the signature FILE.sig.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Verify a module file and show its card; exit code 1 where it is refused."""
+    """Verify a module file and show its card; exit code 1 where it is refused, 2 where the options are wrong."""
     with refusing():
+        if grid is not None and not samples:
+            raise ConfigError("--samples 0: must be at least 1 for a picture of them; leave it out, or leave out --grid")
         policy = SignaturePolicy.read(public_keys, required=False)
     try:
         opened = open_file(file)
@@ -91,14 +93,21 @@ def main(
         raise typer.Exit(FAILED) from error
     probe = f"{samples} drawn" + (": finite, in range, neither constant nor collapsed nor noise" if samples >= PROBE else "")
     shown = card(opened, signature, probe)
-    if grid is not None and samples:
-        sample_grid(images, grid)
-        shown["grid"] = str(grid)
+    with refusing():
+        try:
+            if grid is not None:
+                draw_grid(images, grid)
+                shown["grid"] = str(grid)
+        finally:
+            _print(shown, as_json)
+
+
+def _print(shown: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(shown, indent=1))
         return
     rows = tuple((name.replace("_", " "), _text(value)) for name, value in shown.items() if value != "")
-    show([TextTable(f"Module {opened.module_id[:12]}", ("what", "value"), rows, prose=True)], markdown=False)
+    show([TextTable(f"Module {shown['module_id'][:12]}", ("what", "value"), rows, prose=True)], markdown=False)
 
 
 def _text(value: Any) -> str:

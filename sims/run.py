@@ -23,6 +23,7 @@ from ff_flower.run_directory import RunDirectory, cache_root, run_path
 from .defaults import check_keys, flatten
 from .processes.log_filter import LogFilter
 from .processes.session import FlowerSession
+from .processes.superlink import RunOutcome
 from .report import Metrics, gaps, load_metrics, run_tables, show
 
 Settings = Annotated[
@@ -108,7 +109,8 @@ def resolve_spec(preset: str = "", settings: Sequence[str] = ()) -> RunSpec:
     preset : str
         Name of a file in ``sims/presets``, or a path that ends in ``.toml``; empty for none.
     settings : sequence of str
-        ``key=value`` each; the value is TOML, or else a plain string.
+        ``key=value`` each; the value is TOML, or else a plain string. Of a key that takes text it is text in any case, as
+        written where TOML would read something else, such as the number of a site.
 
     Returns
     -------
@@ -120,12 +122,14 @@ def resolve_spec(preset: str = "", settings: Sequence[str] = ()) -> RunSpec:
     ConfigError
         For an unknown preset or key, or a value of the wrong type or out of range.
     """
-    flat = _preset_keys(preset) if preset else {}
+    flat, defaults = _preset_keys(preset) if preset else {}, RunSpec().flat()
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
             raise ConfigError(f"{setting!r}: must be key=value, for example seed=1")
-        flat[key.strip()] = _toml_value(text.strip())
+        key, text = key.strip(), text.strip()
+        value = _toml_value(text)
+        flat[key] = text if isinstance(defaults.get(key), str) and not isinstance(value, str) else value
     spec = from_run_config(flat)
     out = Path(spec.out or os.environ.get("FF_RUNS") or "runs").expanduser().resolve()
     folders = {"data.root": spec.data.root, "trust.public-keys": spec.trust.public_keys}
@@ -186,6 +190,40 @@ def execute(
         Where Flower refused the run or was lost.
     """
     share = resources or Resources()
+
+    def submit(stream: Callable[[str], None]) -> RunOutcome:
+        return session.run(
+            APP, spec.flat(), num_supernodes=spec.num_clients, num_cpus=share.cpus, num_gpus=share.gpus, stream=stream
+        )
+
+    return follow(submit, spec, tell=tell, verbose=verbose)
+
+
+def follow(
+    submit: Callable[[Callable[[str], None]], RunOutcome],
+    spec: RunSpec,
+    *,
+    tell: Callable[[str], None] = print,
+    verbose: bool = False,
+) -> Finished:
+    """Tell what a run logs, and find what it leaves: its run directory, or ``failed.log`` beside it.
+
+    Parameters
+    ----------
+    submit : callable
+        Runs ``spec`` to its end; it is given what receives Flower's log, line by line.
+    spec : RunSpec
+        With absolute folders, as `resolve_spec` makes it.
+    tell : callable from str
+        Receives progress, line by line.
+    verbose : bool
+        Whether Flower's and Ray's whole log is told.
+
+    Raises
+    ------
+    RunError
+        Where Flower refused the run or was lost.
+    """
     quiet, log, named = LogFilter(), [], []
 
     def stream(line: str) -> None:
@@ -197,18 +235,32 @@ def execute(
         if verbose:
             tell(line)
 
-    outcome = session.run(
-        APP, spec.flat(), num_supernodes=spec.num_clients, num_cpus=share.cpus, num_gpus=share.gpus, stream=stream
-    )
+    try:
+        outcome = submit(stream)
+    except RunError as lost:
+        tell(keep_log(spec, [*log, str(lost)]))
+        raise
     for shown in quiet.close():
         tell(shown)
-    directory = Path(named[-1]) if named else Path(spec.out) / "latest"
+    directory = Path(named[-1]) if named else run_path(spec)
     if outcome.completed:
         return Finished(directory.resolve(), load_metrics(directory), "", tuple(log))
     error = quiet.errors[-1] if quiet.errors else outcome.details or f"Flower ended it as {outcome.status}"
     if verbose or not quiet.errors:
         tell(f"ERROR: {error}")
+    tell(keep_log(spec, log))
     return Finished(directory, None, error, tuple(log))
+
+
+def keep_log(spec: RunSpec, log: Sequence[str]) -> str:
+    """Write the log of a run that failed to ``failed.log`` beside the runs; return where it is, or why it is not there."""
+    kept = Path(spec.out) / "failed.log"
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text("\n".join([*log, ""]), encoding="utf-8")
+    except OSError as error:
+        return f"{kept}: Flower's log cannot be written ({error.strerror})"
+    return f"Flower's whole log: {kept}"
 
 
 def main(
@@ -234,10 +286,7 @@ def main(
         with FlowerSession() as session:
             finished = execute(session, spec, resources, tell=lambda line: print(line, flush=True), verbose=verbose)
         if finished.metrics is None:
-            kept = Path(spec.out) / "failed.log"
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text("\n".join([*finished.log, ""]), encoding="utf-8")
-            print(f"the run failed; Flower's whole log: {kept}", file=sys.stderr)
+            print("the run failed: see above", file=sys.stderr)
             raise typer.Exit(FAILED)
         print()
         show(run_tables(finished.metrics))

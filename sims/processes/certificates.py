@@ -2,6 +2,7 @@
 
 import datetime
 import ipaddress
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from ff_flower.errors import ConfigError
 
 LOOPBACK = ("localhost", "127.0.0.1")  # the SuperLink's own processes reach it there
 AUTHORITY, AUTHORITY_KEY, SERVER, SERVER_KEY = "ca.crt", "ca.key", "server.pem", "server.key"
+_LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_HOST = re.compile(rf"(?:\*\.)?(?:{_LABEL}\.)*(?![0-9]+\Z){_LABEL}")
 
 
 def make_certificates(folder: Path, hosts: Iterable[str] = (), days: int = 365) -> None:
@@ -33,7 +36,7 @@ def make_certificates(folder: Path, hosts: Iterable[str] = (), days: int = 365) 
     Raises
     ------
     ConfigError
-        When one of the files is there already, or the folder cannot be written.
+        When a host is neither a name nor an address, one of the files is there already, or the folder cannot be written.
     """
     _refuse_present(*(folder / name for name in (AUTHORITY, AUTHORITY_KEY, SERVER, SERVER_KEY)))
     authority_key, server_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
@@ -118,6 +121,10 @@ def _general_name(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
+        if not _HOST.fullmatch(host):
+            rule = "must be an address, or a name of letters a-z, digits, dots and hyphens"
+            remedy = "leave out the port, and write a name with other letters in its ASCII form (xn--...)"
+            raise ConfigError(f"host {host!r}: {rule}; {remedy}") from None
         return x509.DNSName(host)
 
 

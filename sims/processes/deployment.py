@@ -185,17 +185,20 @@ class Deployment(PrivateSuperLink):
         Raises
         ------
         RunError
-            When one has ended, with the last lines of its log, or not all are connected after ``seconds``.
+            With the last lines of their logs, when one has ended, or not all are connected after ``seconds``.
         """
         end = time.monotonic() + seconds
         while (connected := self.online()) < len(self.sites) and time.monotonic() < end:
             for site in self.sites:
                 if self.nodes[site.name].poll() is not None:
-                    lines = self.node_log(site.name).read_text(encoding="utf-8", errors="replace").splitlines()[-10:]
-                    raise RunError("\n".join([f"the SuperNode of {site.name} has ended; its last lines:", *lines]))
+                    raise RunError("\n".join([f"the SuperNode of {site.name} has ended; its last lines:", *self._end(site)]))
             time.sleep(0.2)
         if connected < len(self.sites):
-            raise RunError(f"{connected} of {len(self.sites)} SuperNodes are connected after {seconds:.0f} s; see their logs")
+            what = f"{connected} of {len(self.sites)} SuperNodes are connected after {seconds:.0f} s; the last lines of each:"
+            raise RunError("\n".join([what, *(f"{site.name}: {line}" for site in self.sites for line in self._end(site))]))
+
+    def _end(self, site: SiteNode) -> list[str]:
+        return self.node_log(site.name).read_text(encoding="utf-8", errors="replace").splitlines()[-10:]
 
     def run(self, app: Path, overrides: Mapping[str, Scalar], *, stream: Callable[[str], None] | None = None) -> RunOutcome:
         """Submit ``app`` to the SuperLink, stream its log and wait for the end.

@@ -2,7 +2,7 @@
 
 Flower's shared local SuperLink keeps the environment and the directory of its first start, outlives its runs and reports
 success for runs that failed. A `PrivateSuperLink` stands on a free loopback port, has its own ``FLWR_HOME`` in a temporary
-folder, and removes every process and file of it at the end, also after Ctrl-C and SIGTERM. POSIX only.
+folder, and removes every process and file of it at the end, also after Ctrl-C, SIGTERM and SIGHUP. POSIX only.
 """
 
 import json
@@ -35,6 +35,7 @@ COMPLETED = "finished:completed"
 CONNECTION = "private"
 START_SECONDS = 60.0
 STOP_SECONDS = 3.0
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LONGEST_ROOT = 27  # Ray appends up to 80 bytes to the session's folder, and the path of a unix socket ends at 107
 _ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -106,7 +107,7 @@ class PrivateSuperLink:
             root = tempfile.gettempdir()
             self.home = Path(tempfile.mkdtemp(prefix="ff-", dir=root if len(root) <= _LONGEST_ROOT else "/tmp"))
             undo.callback(shutil.rmtree, self.home, ignore_errors=True)
-            _exit_on_sigterm(undo)
+            _exit_on_signals(undo)
             self.environment = _environment(self.home)
             port = self._choose_port()
             arguments = self._prepare(port)
@@ -263,6 +264,8 @@ def _environment(home: Path) -> dict[str, str]:
     places = {"PATH": path, "FLWR_HOME": str(home), "RAY_TMPDIR": str(home), "TMPDIR": str(home)}
     lasting = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ff-flower"
     # What torch.compile made for a GPU would go with the session, from TMPDIR; it serves the next one too.
+    if images := os.environ.get("FF_DATA"):
+        places["FF_DATA"] = str(Path(images).expanduser().resolve())  # the processes of a session start elsewhere
     return {"TORCHINDUCTOR_CACHE_DIR": str(lasting / "inductor"), **os.environ, **_ENVIRONMENT, **places}
 
 
@@ -274,16 +277,22 @@ def free_port() -> int:
     return port
 
 
-def _exit_on_sigterm(undo: ExitStack) -> None:
-    """Let SIGTERM end the program as Ctrl-C does, by an exception; signals belong to the main thread."""
+def _exit_on_signals(undo: ExitStack) -> None:
+    """Let SIGTERM and SIGHUP end the program as Ctrl-C does, by an exception; signals belong to the main thread.
+
+    SIGHUP, which a closed terminal sends, stays ignored where it is: under ``nohup``.
+    """
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            undo.callback(signal.signal, number, signal.getsignal(number))
+        answers = {number: signal.getsignal(number) for number in _ENDING}
+        for number, answer in answers.items():
+            undo.callback(signal.signal, number, answer)
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        if answers[signal.SIGHUP] != signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, lambda number, frame: sys.exit(128 + number))
 
 
 def _ignore_signals() -> None:
     """Let nothing interrupt the end of a session; the former answers come back after it."""
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _ENDING:
             signal.signal(number, signal.SIG_IGN)

@@ -110,3 +110,40 @@ def test_the_command_says_what_each_file_is_for(tmp_path):
     assert runner.invoke(app, ["certificates", str(tmp_path / "keys"), "--site", "south"]).exit_code == 0
     assert sorted(path.name for path in (tmp_path / "keys").iterdir()) == ["south", "south.pub"]
     assert runner.invoke(app, ["certificates", str(folder)]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "superlink.example.org:8000",
+        "192.0.2.7:8000",
+        "klinik-münchen.example",
+        "https://superlink",
+        "",
+        "a b",
+        "192.0.2",
+        "-a.org",
+    ],
+)
+def test_a_host_that_no_site_can_verify_is_refused(host, tmp_path):
+    """What is neither an address nor a name in ASCII, a port among it, is refused with the remedy, and nothing is written."""
+    with pytest.raises(ConfigError, match=r"must be an address, or a name .*; leave out the port, .* \(xn--\.\.\.\)"):
+        make_certificates(tmp_path / "made", [host])
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("host", ["*.example.org", "xn--klinik-mnchen-3ob.example", "superlink", "2001:db8::1", "h4.7up.example"])
+def test_names_and_addresses_are_taken(host, tmp_path):
+    """A name in its ASCII form, one for a whole domain, and an address of either kind stand in the certificate."""
+    make_certificates(tmp_path, [host])
+    certificate = x509.load_pem_x509_certificate((tmp_path / "server.pem").read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert host in {str(name.value) for name in names}
+
+
+def test_no_certificate_outlives_the_calendar(tmp_path):
+    """More than a hundred years of days are refused as an option."""
+    runner = CliRunner()
+    assert runner.invoke(app, ["certificates", str(tmp_path / "a"), "--days", "36500"]).exit_code == 0
+    refused = runner.invoke(app, ["certificates", str(tmp_path / "b"), "--days", "99999999"])
+    assert refused.exit_code == 2 and not (tmp_path / "b").exists()

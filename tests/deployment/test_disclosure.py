@@ -3,6 +3,8 @@
 import pytest
 
 from clients.disclosure import ASIDE, reason_of
+from ff_flower.config import DataSpec
+from ff_flower.data import load_own
 from ff_flower.errors import ConfigError, DataError, ModuleError, RunError, VerificationError
 
 SITE = {"name": "north", "data": "folder:/srv/private images/trial-7"}
@@ -49,3 +51,45 @@ def test_a_file_name_in_any_sentence_silences_it(tmp_path):
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "anna-m.png").touch()
     assert reason_of(ModuleError("anna-m.png; odd"), {"data": f"folder:{tmp_path}"}) == f"ModuleError; {ASIDE}"
+
+
+@pytest.mark.parametrize("name", ["images", "data", "share", "class", "class folders", "channel"])
+@pytest.mark.parametrize("spoilt", ["no folder", "no classes", "an empty class", "a stray file", "no image"])
+def test_a_remedy_arrives_whatever_plain_word_the_folder_is_called_by(name, spoilt, tmp_path):
+    """From images, data or share comes every remedy of the folder reader; from a name of the site's own none that holds it."""
+    folder = tmp_path / "north" / name
+    if spoilt != "no folder":
+        folder.mkdir(parents=True)
+    if spoilt in ("an empty class", "no image"):
+        (folder / "cat").mkdir()
+    if spoilt in ("a stray file", "no image"):
+        (folder / ("cat/anna-m.png" if spoilt == "no image" else "anna-m.png")).write_bytes(b"no image")
+    with pytest.raises(DataError) as raised:
+        load_own(f"folder:{folder}", DataSpec(), seed=0)
+    remedy = str(raised.value).partition("; ")[2]
+    own = name in ("class folders", "channel") and name in remedy
+    told = reason_of(raised.value, {"name": "north", "data": f"folder:{folder}"})
+    assert told == f"{'DataError' if own else remedy}; {ASIDE}"
+    assert remedy and str(tmp_path) not in told and "anna-m" not in told
+
+
+@pytest.mark.parametrize(
+    ("error", "place"),
+    [
+        (DataError("/srv/channel/x.png has mode F; images have 8 bits per channel; convert it"), "/srv/channel"),
+        (DataError("/srv/a; b/images/cat is empty; every class needs at least one image; add images"), "/srv/a; b/images"),
+        (RunError("/etc/my images/north/key: cannot be read; correct it"), "/srv/images"),
+        (DataError("/srv/images is odd; /srv/images is to be read; correct it"), "/srv/images/north/read"),
+    ],
+)
+def test_a_plain_word_opens_no_way_for_a_path(error, place):
+    """A name of the site's own, a path that holds the mark of a sentence's end, and other errors are silenced as ever."""
+    assert reason_of(error, {"name": "north", "data": f"folder:{place}"}) == f"{type(error).__name__}; {ASIDE}"
+
+
+def test_half_a_file_name_is_not_told(tmp_path):
+    """A file's name in which a sentence seems to end silences what follows it there."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "Mueller; Anna.png").touch()
+    error = DataError(f"{tmp_path}/images/Mueller; Anna.png is no image; class folders hold images only; remove it")
+    assert reason_of(error, {"data": f"folder:{tmp_path}/images"}) == f"DataError; {ASIDE}"

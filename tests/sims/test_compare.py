@@ -1,6 +1,7 @@
 """What a comparison runs, what it leaves out, and the picture of a run's samples."""
 
 import json
+from functools import cache
 
 import pytest
 from local_grid import LocalGrid, tiny
@@ -8,12 +9,15 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from clients.client_app import app as client_app
+from ff_flower import data
 from ff_flower.config import Method, RunSpec
 from ff_flower.errors import ConfigError, RunError
 from ff_flower.run_directory import RunDirectory, read_spec
 from ff_flower.unlearning import Work, forget
+from sims import compare
 from sims.cli import app
 from sims.compare import METHODS, finished, plan
+from sims.processes.superlink import RunOutcome
 from sims.run import start_afresh
 from strategies.server_app import run
 
@@ -46,6 +50,41 @@ def test_a_finished_run_is_not_made_again(tmp_path):
     assert finished(spec) is None
 
 
+def test_a_run_of_other_images_is_not_shown(tmp_path, monkeypatch):
+    """A whole run is finished for the images that it was made of alone; a seed's methods read theirs once."""
+    monkeypatch.setattr(compare, "_images", cache(compare._images.__wrapped__))
+    specs = [tiny(tmp_path, method=method, averaging__rounds=1) for method in ("centralized", "fedavg")]
+    for spec in specs:
+        run(LocalGrid(client_app, spec.num_clients), spec)
+    load, loaded = data.load_splits, []
+    monkeypatch.setattr(data, "load_splits", lambda images, seed: loaded.append(seed) or load(images, seed))
+    assert None not in [finished(spec) for spec in specs] and loaded == [0]
+    compare._images.cache_clear()
+    monkeypatch.setattr(data, "load_splits", lambda images, seed: load(images.model_copy(update={"size": 16}), seed))
+    assert [finished(spec) for spec in specs] == [None, None]
+
+
+def test_a_comparison_keeps_the_log_of_a_run_that_failed(tmp_path, monkeypatch):
+    """Of the runs of a comparison the last that failed has its log in ``failed.log``, and the next run is made all the same."""
+
+    class Failing:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *raised):
+            pass
+
+        def run(self, app, flat, *, stream, **resources):
+            stream(f"DEBUG :     {flat['method']}")
+            return RunOutcome("1", "finished:failed", "why", 0.0)
+
+    monkeypatch.setattr(compare, "FlowerSession", Failing)
+    settings = ["--methods", "fedavg,local", "--seeds", "0", "--set", f"out={tmp_path}"]
+    ended = CliRunner().invoke(app, ["compare", *settings])
+    assert ended.exit_code == 1 and ended.output.count(f"    Flower's whole log: {tmp_path / 'failed.log'}") == 2
+    assert (tmp_path / "failed.log").read_text() == "DEBUG :     local\n"
+
+
 def test_the_gallery_has_two_rows_per_module(tmp_path):
     """Sixteen real images over sixteen samples for each module, 8x8 digits being drawn at 32 pixels with a border of one."""
     spec = tiny(tmp_path / "runs", num_clients=2, partition__classes_per_node=5)
@@ -60,6 +99,27 @@ def test_a_gallery_of_nothing_is_refused(tmp_path):
     """A folder that is no run directory is answered by its name."""
     refused = CliRunner().invoke(app, ["gallery", str(tmp_path), str(tmp_path / "picture.png")])
     assert refused.exit_code == 2 and "spec.json" in refused.output
+
+
+def test_a_gallery_of_sites_images_is_refused(tmp_path):
+    """Of a deployment's run, whose images are elsewhere, there is no gallery, and the answer names the samples that there are."""
+    path = RunDirectory.open(RunSpec(out=str(tmp_path), data={"name": "sites"})).path
+    refused = CliRunner().invoke(app, ["gallery", str(path), str(tmp_path / "picture.png")])
+    assert refused.exit_code == 2 and "its images are at the sites" in refused.output
+    assert str(path / "modules") in refused.output
+
+
+def test_a_picture_that_cannot_be_written_is_one_sentence(tmp_path):
+    """A folder that is not there is answered by the picture's path with exit code 2, and what was not in question is printed."""
+    path = run(LocalGrid(client_app, 2), tiny(tmp_path / "runs", num_clients=2, partition__classes_per_node=5)).path
+    module, picture = min((path / "modules").glob("*.safetensors")), tmp_path / "nofolder" / "s.png"
+    drawn = CliRunner().invoke(app, ["gallery", str(path), str(picture)])
+    card = CliRunner().invoke(app, ["inspect", str(module), "--json", "--grid", str(picture)])
+    for told in (drawn, card):
+        assert told.exit_code == 2 and told.stderr.startswith(f"{picture}: cannot be written (No such file or directory); name")
+    assert json.loads(card.stdout)["module_id"] == module.stem and "grid" not in json.loads(card.stdout)
+    refused = CliRunner().invoke(app, ["inspect", str(module), "--samples", "0", "--grid", str(tmp_path / "s.png")])
+    assert refused.exit_code == 2 and "--samples 0: must be at least 1" in refused.output and refused.stdout == ""
 
 
 def test_a_fresh_start_uses_nothing_of_an_earlier_run(tmp_path):

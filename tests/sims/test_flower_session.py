@@ -140,9 +140,9 @@ def test_a_session_tells_the_truth_and_leaves_nothing(echo_app, tmp_path):
     assert not home.exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_in_mid_run_leaves_nothing(echo_app, number):
-    """SIGTERM and Ctrl-C during a run end SuperLink, simulation and Ray, and remove the folder."""
+    """SIGTERM, Ctrl-C and a closed terminal during a run end SuperLink, simulation and Ray, and remove the folder."""
     program = f"""
         import signal
         from pathlib import Path
@@ -150,6 +150,7 @@ def test_a_signal_in_mid_run_leaves_nothing(echo_app, number):
         from sims.processes.session import FlowerSession
 
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         with FlowerSession() as session:
             def tell(line):
                 if "Starting Flower Simulation" in line:
@@ -164,7 +165,7 @@ def test_a_signal_in_mid_run_leaves_nothing(echo_app, number):
         process.wait(8)
     os.kill(process.pid, number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGINT), errors
+    assert process.returncode == (-signal.SIGINT if number == signal.SIGINT else 128 + number), errors
     assert len(groups) == 3
     assert living({int(group) for group in groups}) == []
     assert not Path(home).exists()

@@ -7,6 +7,8 @@ from contextlib import suppress
 
 import pytest
 import torch
+from typer import Typer
+from typer.testing import CliRunner
 
 from ff_flower.registry import ModuleLimits, decode_module, module_id
 from sims import fuzz
@@ -89,6 +91,37 @@ def test_what_may_not_be_is_told(files, watch, monkeypatch):
     with pytest.raises(AssertionError, match="other bytes"):
         fuzz.examine(files[0], files[0], ModuleLimits())
     assert module_id(files[0]) != module_id(files[1])
+
+
+def test_one_file_pays_for_what_it_does_alone(files, watch, monkeypatch, tmp_path):
+    """What a file does before an error that is a violation itself is not charged to the next file."""
+    whole = fuzz.decode_module
+
+    def decode(data, limits):
+        (tmp_path / "f").touch()
+        raise ZeroDivisionError
+
+    findings = fuzz.Findings()
+    fuzz.fuzz(50, 0, files, watch, fuzz.Findings())
+    watch.seen.clear()
+    monkeypatch.setattr(fuzz, "decode_module", decode)
+    fuzz.fuzz(1, 0, files, watch, findings, first=41)
+    monkeypatch.setattr(fuzz, "decode_module", whole)
+    fuzz.fuzz(1, 0, files, watch, findings, first=42)
+    assert findings.violations == ["file 41: ZeroDivisionError: "]
+
+
+def test_a_single_file_is_judged_as_one_of_many(monkeypatch):
+    """However few files are asked for, as many are read before them: what is imported at first use is charged to none."""
+    read = []
+    monkeypatch.setattr(fuzz, "real_files", lambda: [b""])
+    monkeypatch.setattr(fuzz, "measure_largest", lambda files, findings: [])
+    monkeypatch.setattr(fuzz, "fuzz", lambda count, seed, files, watch, findings, first=0: read.append((count, seed, first)))
+    command = Typer()
+    command.command()(fuzz.main)
+    for count in (1, 5):
+        assert CliRunner().invoke(command, ["--first", "50007", "--count", str(count)]).exit_code == 0
+    assert read == [(fuzz.WARM_UP, 1, 0), (1, 0, 50007), (fuzz.WARM_UP, 1, 0), (5, 0, 50007)]
 
 
 def test_memory_of_the_largest_files(files):

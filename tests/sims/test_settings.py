@@ -1,6 +1,7 @@
 """What decides over a run before it starts: presets, --set, resources; and what its end means."""
 
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -12,11 +13,12 @@ from typer.testing import CliRunner
 
 from ff_flower import machine
 from ff_flower.config import RunSpec
-from ff_flower.errors import ConfigError
+from ff_flower.errors import ConfigError, RunError
 from ff_flower.run_directory import output_root
 from sims import run as main_job
 from sims.cli import MODULES, app
-from sims.run import APP, FAILED, PARTIAL, REFUSED, Finished, Resources, presets, resolve_spec
+from sims.processes.superlink import COMPLETED, RunOutcome
+from sims.run import APP, FAILED, PARTIAL, REFUSED, Finished, Resources, follow, presets, resolve_spec
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +34,27 @@ def test_settings_win_over_presets_over_defaults(tmp_path):
     assert (spec.seed, spec.num_clients, spec.module.kind) == (5, 4, "gaussian_mixture")
     assert (spec.module.edm.steps, spec.method, spec.partition.alpha) == (7, "fedavg", 1.0)
     assert spec.classifier == RunSpec().classifier
+
+
+@pytest.mark.parametrize("key", ["exclude", "data.classes", "data.server-test"])
+@pytest.mark.parametrize("text", ["3", "007", "1e5", "true", "2024-01-01"])
+def test_text_is_taken_as_it_is_written(key, text):
+    """A key that takes text takes what TOML reads as a number, a truth or a date, with quotes or without, as those characters."""
+    bare, quoted = (resolve_spec("", ["data.name=sites", setting]) for setting in (f"{key}={text}", f'{key} = "{text}"'))
+    assert bare == quoted and bare.flat()[key] == text
+
+
+def test_a_folder_may_be_called_by_a_number(tmp_path, monkeypatch):
+    """A folder whose name TOML would read as a number is one like any other."""
+    monkeypatch.chdir(tmp_path)
+    assert resolve_spec("", ["data.root=2024"]).data.root == str(tmp_path / "2024")
+
+
+def test_a_preset_is_toml(tmp_path):
+    """In a file, where quotes stay, a number in the place of text is refused."""
+    (tmp_path / "mine.toml").write_text("exclude = 3\n")
+    with pytest.raises(ConfigError, match="exclude = 3: must be a valid string"):
+        resolve_spec(str(tmp_path / "mine.toml"))
 
 
 def test_folders_become_absolute(tmp_path, monkeypatch):
@@ -135,6 +158,61 @@ def test_the_exit_code_tells_how_a_run_ended():
         whole | {"unscored": True},
     ]
     assert [Finished(Path(), end, "", ()).exit_code for end in ends] == [0, FAILED, PARTIAL, PARTIAL, PARTIAL]
+
+
+def write_metrics(folder, seed):
+    """Write what a finished run leaves at the least."""
+    folder.mkdir(parents=True)
+    keys = ("method", "dataset", "partition", "results", "seconds", "bytes")
+    (folder / "metrics.json").write_text(json.dumps(dict.fromkeys(keys) | {"seed": seed}))
+
+
+def test_a_run_is_where_its_log_says(tmp_path):
+    """The result of a run is read from the directory that its log names, though ``latest`` has moved to another's meanwhile."""
+    for seed, name in enumerate(("mine", "another")):
+        write_metrics(tmp_path / name, seed)
+    (tmp_path / "latest").symlink_to("another")
+
+    def submit(stream):
+        stream(f"INFO :      run directory: {tmp_path / 'mine'}")
+        return RunOutcome("1", COMPLETED, "", 0.0)
+
+    ended = follow(submit, RunSpec(out=str(tmp_path)), tell=lambda line: None)
+    assert (ended.directory, ended.metrics["seed"], ended.error) == (tmp_path / "mine", 0, "")
+    assert not (tmp_path / "failed.log").exists()
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["it fails", "Flower is lost"])
+def test_a_run_that_fails_leaves_its_log(lost, tmp_path):
+    """Whether it fails or Flower refuses it, ``failed.log`` has the log of this run, no earlier one's, and its place is told."""
+    out, told = tmp_path / "runs", []
+    out.mkdir()
+    (out / "failed.log").write_text("of an earlier run")
+
+    def submit(stream):
+        stream("DEBUG :     what nobody is shown")
+        if lost:
+            raise RunError("the SuperLink does not answer")
+        return RunOutcome("1", "finished:failed", "why", 0.0)
+
+    spec = RunSpec(out=str(out))
+    if lost:
+        with pytest.raises(RunError, match="does not answer"):
+            follow(submit, spec, tell=told.append)
+    else:
+        assert follow(submit, spec, tell=told.append).exit_code == FAILED
+    expected = ["DEBUG :     what nobody is shown", *(["the SuperLink does not answer"] if lost else [])]
+    assert (out / "failed.log").read_text().splitlines() == expected
+    assert told[-1] == f"Flower's whole log: {out / 'failed.log'}"
+
+
+def test_a_log_that_cannot_be_written_hides_nothing(tmp_path):
+    """Where ``out`` is no folder, a failed run says so beside its own error."""
+    (tmp_path / "runs").write_text("")
+    told = []
+    spec = RunSpec(out=str(tmp_path / "runs"))
+    ended = follow(lambda stream: RunOutcome("1", "finished:failed", "why", 0.0), spec, tell=told.append)
+    assert (ended.error, told[0]) == ("why", "ERROR: why") and "cannot be written" in told[1]
 
 
 def test_the_command_refuses_with_the_message_alone():
