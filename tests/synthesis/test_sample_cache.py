@@ -3,10 +3,11 @@
 import errno
 import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Barrier
 from typing import IO, Any
 
 import numpy as np
@@ -222,3 +223,24 @@ def test_a_disk_without_locks_is_no_reason_to_stop(tmp_path: Path, monkeypatch: 
     cache = SampleCache(tmp_path)
     cache.fill([LONG], 0, NUMBERED, _numbered)
     assert len(cache.read(LONG, 0)) == LONG.count
+
+
+def test_without_locks_processes_do_not_disturb_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three that draw the same samples at once on a disk without locks each write them whole, and nothing else stays."""
+
+    def locking(self: object, *args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(FileLock, "acquire", locking)
+    together = Barrier(3)
+
+    def draw(module_id: str, start: int, stop: int) -> Tensor:
+        together.wait(30)
+        return _numbered(module_id, start, stop)
+
+    request = Share(LONG.module_id, 0, 8)
+    with ThreadPoolExecutor(3) as pool:
+        for one in [pool.submit(SampleCache(tmp_path).fill, [request], 0, NUMBERED, draw) for _ in range(3)]:
+            one.result(60)
+    assert torch.equal(SampleCache(tmp_path).read(request, 0), _expected(request))
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["0.npy"]
