@@ -80,6 +80,12 @@ class FitReport:
         """Images of the node."""
         return sum(self.label_counts.values())
 
+    @property
+    def labels(self) -> set[int]:
+        """The classes that it speaks of, -1 among them where the node has no images."""
+        told = {int(label) for label in (*self.label_counts, *self.modules)}
+        return told | {one.label for one in self.declined} | {one.label for one in self.fallbacks}
+
     def without(self, labels: Collection[int]) -> "FitReport":
         """Return the report as it would be had the node never held images of ``labels``."""
         counts = {label: count for label, count in self.label_counts.items() if int(label) not in labels}
@@ -103,11 +109,11 @@ class FitReport:
         try:
             return cls(
                 partition=_whole(values["partition"]),
-                label_counts={str(int(k)): _whole(v) for k, v in values["label_counts"].items()},
-                modules={str(int(k)): str(v) for k, v in values["modules"].items()},
-                declined=tuple(Declined(int(d["label"]), _said(d["reason"])) for d in values["declined"]),
+                label_counts={str(_label(k)): _whole(v) for k, v in values["label_counts"].items()},
+                modules={str(_label(k)): str(v) for k, v in values["modules"].items()},
+                declined=tuple(Declined(_label(d["label"], NO_IMAGES.label), _said(d["reason"])) for d in values["declined"]),
                 work=_interval(values["work"]),
-                fallbacks=tuple(Fallback(int(f["label"]), _said(f["reason"])) for f in values["fallbacks"]),
+                fallbacks=tuple(Fallback(_label(f["label"]), _said(f["reason"])) for f in values["fallbacks"]),
                 peak_memory=_whole(values["peak_memory"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
@@ -227,6 +233,13 @@ def _whole(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
         raise ValueError(f"{value!r} is not a count below 2^63")
     return value
+
+
+def _label(value: Any, least: int = 0) -> int:
+    label = int(value)
+    if label < least:
+        raise ValueError(f"{label} is no label")
+    return label
 
 
 def _interval(values: Any) -> Interval:

@@ -193,10 +193,11 @@ class RunDirectory:
         self.write_json("receipts.json", self._receipts)
 
     def outputs(self) -> list[Path]:
-        """Return every file of the run but those that are rewritten when it is opened, and what was refused."""
+        """Return every whole file of the run but those that are rewritten when it is opened, and what was refused."""
         aside = {"spec.json", "environment.json", "receipts.json", "forgotten.json", "progress.json"}
         files = [path for path in sorted(self.path.rglob("*")) if path.is_file() and path.name not in aside]
-        return [path for path in files if not {"quarantine", "certificates"} & set(path.relative_to(self.path).parts)]
+        whole = [path for path in files if path.suffix != ".part"]
+        return [path for path in whole if not {"quarantine", "certificates"} & set(path.relative_to(self.path).parts)]
 
     def receipts(self) -> Mapping[str, Mapping[str, Any]]:
         """Return ``inputs``, ``outputs`` (hash by file name) and ``seconds`` of every stage that was finished."""

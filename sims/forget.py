@@ -40,8 +40,8 @@ def main(
 ) -> None:
     """Forget an owner, or single modules, of a run; without either, finish what was interrupted.
 
-    No generative module is fitted for it. Exit code: 0 all is done and certified; 1 it is forgotten, but could not be rebuilt, or
-    differs from a run from scratch; 2 the request is refused and nothing was touched.
+    No generative module is fitted for it. Exit code: 0 all is done and certified; 1 the request stands, but could not be carried
+    out to its end, or the result differs from a run from scratch; 2 the request is refused and nothing was touched.
     """
     with refusing():
         spec, path = open_run(run)
@@ -103,12 +103,12 @@ def report(done: Forgetting, *, rebuild: bool) -> None:
     """Print what came of a request."""
     for note in done.notes:
         print(note)
-    if not done.certificates:
+    if not (done.certificates or done.error):
         print("nothing was changed")
     for certificate in done.certificates:
         print(f"certificate: {certificate} and {certificate.with_suffix('.html').name} beside it")
     if done.error:
-        print(f"it is forgotten, but nothing could be made again: {done.error}", file=sys.stderr)
+        print(f"the request stands, but is not carried out to its end: {done.error}", file=sys.stderr)
     elif done.certificates and not rebuild:
         print("nothing was made again yet: the next run of these settings does that, without what is forgotten")
     if done.unproven:

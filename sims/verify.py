@@ -41,8 +41,9 @@ def signature_policy(run: Path, public_keys: str) -> SignaturePolicy:
     ConfigError
         When a key cannot be read.
     """
+    spec = run / "spec.json"
     try:
-        stored = json.loads((run / "spec.json").read_text(encoding="utf-8"))
+        stored = json.loads(spec.read_text(encoding="utf-8")) if spec.is_file() else {}
         required, own = stored.get("trust.require-signature") is True, str(stored.get("trust.public-keys", ""))
     except (OSError, ValueError, AttributeError):
         required, own = False, ""

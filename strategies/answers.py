@@ -13,6 +13,7 @@ from ff_flower.registry import ModuleRegistry
 from ff_flower.synthesis import allocate
 
 CARRIED = {"poe": "weights", "logits": "logits"}  # the file that a node's answer brings for each part of the consensus
+DTYPES = {"weights": torch.float32, "logits": torch.float16}  # of all tensors of such a file
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -40,7 +41,7 @@ def expected_files(spec: RunSpec, info: DatasetInfo, registry: ModuleRegistry) -
 
 
 def check_files(files: Mapping[str, bytes], expected: Mapping[str, Shapes]) -> None:
-    """Refuse other files than were asked for, and tensors that are not of the run's shapes or not finite.
+    """Refuse other files than were asked for, and tensors that are not of the run's shapes and dtype, or not finite.
 
     Raises
     ------
@@ -57,5 +58,7 @@ def check_files(files: Mapping[str, bytes], expected: Mapping[str, Shapes]) -> N
             raise VerificationError(
                 "report", f"{name}: {wrong[:80]!r} has shape {found.get(wrong)}; this run's has {shapes.get(wrong)}"
             )
+        if other := [tensor.dtype for tensor in tensors.values() if tensor.dtype != DTYPES[name]]:
+            raise VerificationError("report", f"{name}: a tensor is of {other[0]}; all of them must be of {DTYPES[name]}")
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
             raise VerificationError("report", f"{name}: NaN or infinity; its training diverged")

@@ -2,13 +2,15 @@
 
 import logging
 from collections.abc import Iterable
+from tokenize import TokenError
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, Result
 from torch import nn
 
 from ff_flower.classifiers import build_classifier, predict, weights_file
@@ -20,9 +22,14 @@ from ff_flower.metrics import ClassificationMetrics, Ledger, classification_metr
 from ff_flower.run_directory import RunDirectory
 from ff_flower.seeding import derive_seed
 
+from .arrivals import ArrivalGrid
 from .nodes import Failure, in_partition_order, missing_nodes, wait_for_nodes
 
 logger = logging.getLogger("flwr")
+
+# NumPy reads the header of an array as a Python expression, and some bytes as an archive.
+UNREADABLE: tuple[type[Exception], ...] = (TypeError, ValueError, LookupError, ArithmeticError, EOFError, OSError, MemoryError)
+UNREADABLE += (RuntimeError, SyntaxError, TokenError, BadZipFile)
 
 
 class RepeatableAveraging(FedAvg):
@@ -46,9 +53,13 @@ class RepeatableAveraging(FedAvg):
         self._asked: list[int] = []
         self._sent = ArrayRecord()
 
+    def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
+        """Run the rounds as Flower does, but wait for nobody to whom Flower could not send: its own grid would end the run."""
+        return super().start(ArrivalGrid(grid, lambda message: None, lambda nodes: None), *args, **kwargs)
+
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """Send the global weights to every node."""
-        self._asked = wait_for_nodes(grid, self.spec.num_clients, self.spec.connect_timeout)
+        """Send the global weights to every node that was there in the first round; who is gone since is missing."""
+        self._asked = self._asked or wait_for_nodes(grid, self.spec.num_clients, self.spec.connect_timeout)
         content = request_records(self.spec, range(self.spec.num_clients), server_round)
         content["arrays"] = self._sent = arrays
         num_bytes = count_bytes(content, "arrays")
@@ -98,12 +109,12 @@ def _check_update(content: RecordDict, sent: ArrayRecord) -> None:
         raise VerificationError("num-examples", f"{num_examples!r} is not a count")
     try:
         weights = {name: array.numpy() for name, array in content.array_records["arrays"].items()}
-    except (TypeError, ValueError, KeyError, EOFError, OSError, MemoryError, RuntimeError, BadZipFile) as error:
-        raise VerificationError("weights", f"they cannot be read ({error!r})") from error
-    shapes = {name: tuple(array.shape) for name, array in sent.items()}
-    if {name: getattr(array, "shape", None) for name, array in weights.items()} != shapes:
-        raise VerificationError("weights", "their names or shapes are not those of the global classifier")
-    if not all(array.dtype.kind == "f" and np.isfinite(array).all() for array in weights.values()):
+    except UNREADABLE as error:
+        raise VerificationError("weights", f"they cannot be read ({error!r:.200})") from error
+    forms = {name: (tuple(array.shape), array.dtype) for name, array in sent.items()}
+    if {name: (getattr(array, "shape", None), str(getattr(array, "dtype", ""))) for name, array in weights.items()} != forms:
+        raise VerificationError("weights", "their names, shapes or dtypes are not those of the global classifier")
+    if not all(np.isfinite(array).all() for array in weights.values()):
         raise VerificationError("weights", "every weight must be a finite floating number; lower averaging.learning-rate")
 
 

@@ -15,7 +15,7 @@ from ff_flower.errors import RunError, VerificationError
 from ff_flower.messages import count_modules, read_fit_reply, read_signatures, shared_store
 from ff_flower.metrics import Ledger, Transfer
 from ff_flower.registry import Expectation, ModuleRegistry, RegisteredModule, SignaturePolicy, module_id
-from ff_flower.reports import FitReport
+from ff_flower.reports import NO_IMAGES, FitReport
 from ff_flower.run_directory import RunDirectory, cache_root, modules_inputs
 from ff_flower.synthesis import SampleCache
 from ff_flower.vetting import Vetting, open_module
@@ -85,8 +85,10 @@ class Collection:
         try:
             report, files = read_fit_reply(content, shared_store(self.spec))
             signatures = read_signatures(content, files)
-            if report.partition != partition or set(report.modules.values()) != set(files):
-                raise VerificationError("report", "it does not name the partition and the files it came with")
+            if report.partition != partition or sorted(report.modules.values()) != sorted(files):
+                raise VerificationError("report", "it does not name the partition, and once each the files, it came with")
+            if strange := report.labels - set(range(NO_IMAGES.label, last := len(self.info.classes))):
+                raise VerificationError("report", f"labels {sorted(strange)[:5]}: this run's are 0 to {last - 1}")
             if excluded := [label for label in report.modules if self.spec.exclusion.covers(self.owners[partition], int(label))]:
                 raise VerificationError("excluded", f"modules of labels {', '.join(excluded)}, which take no part")
         except VerificationError as error:

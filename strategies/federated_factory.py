@@ -91,7 +91,7 @@ class FederatedFactory(Strategy):
         self._asked: list[int] = []
         self._take: Callable[[Message], None] = self._take_modules
         self.steps: dict[str, float] = {}
-        self._broadcast_at = time.time()
+        self._asked_at = self._broadcast_at = time.time()
 
     def summary(self) -> None:
         """Log what the strategy will do."""
@@ -135,6 +135,7 @@ class FederatedFactory(Strategy):
             self._asked = list(self.roll.nodes.values())
         else:
             self._asked = wait_for_nodes(grid, self.spec.num_clients, self.spec.connect_timeout, spare=len(self._excluded))
+        self._asked_at = time.time()
         logger.info("fit: %d of %d nodes have modules to fit", len(wanted), self.spec.num_clients)
         self.progress.enter("fit")
         self.progress.expect(wanted, self._classes_held(), at_once=self.roll is not None)
@@ -157,9 +158,10 @@ class FederatedFactory(Strategy):
         }
         for partition in contents:
             failures += self._refused.get(partition, [])
-        begins = [report.work.began for partition, report in self.collection.reports.items() if partition in contents]
-        if begins:
-            self.steps["collect"] = round(time.time() - min(begins), 2)
+        received = [partition for partition in contents if self._refused.get(partition) == []]
+        if begins := [self.collection.reports[partition].work.began for partition in received]:
+            ended = time.time()  # the nodes' clocks are their own
+            self.steps["collect"] = round(ended - min(max(min(begins), self._asked_at), ended), 2)
         failures += self.roll.refused if self.roll else ()
         self._failures = failures
         self.missing = missing_nodes(failures, {*self.collection.reports, *self._excluded}, self.spec.num_clients)

@@ -1,6 +1,7 @@
 """Before a round on a run that has forgotten somebody: every node that can be reached is told, and says what it dropped."""
 
 import logging
+from typing import Any
 
 from flwr.serverapp import Grid
 
@@ -22,7 +23,7 @@ def tell_nodes(grid: Grid, spec: RunSpec, directory: RunDirectory, roll: Roll | 
     """Tell the nodes what the run has forgotten, unless all of them have confirmed it already.
 
     What they answer is kept for the certificate: ``modules`` that were named and who was ``excluded``, the accounts ``confirmed``
-    by partition, and the ``reasons`` of those that did not answer.
+    by partition, in this session or an earlier one, and the ``reasons`` of those that did not answer in this one.
 
     Parameters
     ----------
@@ -42,7 +43,8 @@ def tell_nodes(grid: Grid, spec: RunSpec, directory: RunDirectory, roll: Roll | 
     """
     tombstone = Tombstone.read(directory.path)
     module_ids, excluded = list(tombstone.module_ids), str(tombstone.exclusion)
-    if not excluded or _all_confirmed(spec, directory, module_ids, excluded):
+    kept = _confirmed(directory, module_ids, excluded)
+    if not excluded or (kept is not None and set(participants(directory.path, spec)) <= set(kept)):
         return
     if roll is None:
         nodes = wait_for_nodes(grid, spec.num_clients, spec.connect_timeout, spare=len(spec.exclusion.owners))
@@ -52,7 +54,7 @@ def tell_nodes(grid: Grid, spec: RunSpec, directory: RunDirectory, roll: Roll | 
     patience = min(spec.timeout, FORGET_SECONDS)
     replies = grid.send_and_receive(instructions(content, nodes, "query.forget", patience), timeout=patience)
     contents, failures = in_partition_order(replies, nodes, spec.num_clients, roll.partitions if roll else None)
-    confirmed, reasons = {}, [failure.reason for failure in failures]
+    confirmed, reasons = dict(kept or {}), [failure.reason for failure in failures]
     for partition, reply in contents.items():
         try:
             account = read_forgotten(reply)
@@ -63,17 +65,21 @@ def tell_nodes(grid: Grid, spec: RunSpec, directory: RunDirectory, roll: Roll | 
             continue
         confirmed[str(partition)] = {"sample_files": sum(account.samples.values()), "unfinished_fits": account.fits}
     logger.info(
-        "forget: %d of %d nodes confirm that they hold nothing of %d modules", len(confirmed), len(nodes), len(module_ids)
+        "forget: %d nodes confirm that they hold nothing of %d modules; %d were asked",
+        len(confirmed),
+        len(module_ids),
+        len(nodes),
     )
     for reason in reasons:
         logger.warning("forget: a node did not confirm: %s", reason)
-    kept = {"modules": module_ids, "excluded": excluded, "confirmed": confirmed, "reasons": sorted(reasons)}
-    directory.write_json(CONFIRMATIONS, kept)
+    values = {"modules": module_ids, "excluded": excluded, "confirmed": confirmed, "reasons": sorted(reasons)}
+    directory.write_json(CONFIRMATIONS, values)
 
 
-def _all_confirmed(spec: RunSpec, directory: RunDirectory, module_ids: list[str], excluded: str) -> bool:
+def _confirmed(directory: RunDirectory, module_ids: list[str], excluded: str) -> dict[str, Any] | None:
+    """Return the accounts that nodes gave in earlier sessions of the same, by partition; None where nobody was asked."""
     if not (directory.path / CONFIRMATIONS).exists():
-        return False
+        return None
     kept = directory.read_json(CONFIRMATIONS)
-    named = (kept["modules"], kept.get("excluded")) == (module_ids, excluded)
-    return named and set(participants(directory.path, spec)) <= set(kept["confirmed"])
+    same = (kept["modules"], kept.get("excluded")) == (module_ids, excluded)
+    return dict(kept["confirmed"]) if same else None

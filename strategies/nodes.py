@@ -9,9 +9,12 @@ from dataclasses import dataclass
 
 from flwr.app import DEFAULT_TTL, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
+from flwr.superlink.grid import InMemoryGrid
 
 from ff_flower.errors import RunError, VerificationError
 from ff_flower.reports import Answer, plain_text
+
+from .arrivals import ArrivalGrid
 
 logger = logging.getLogger("flwr")
 
@@ -36,7 +39,7 @@ class Failure:
 
 
 def wait_for_nodes(
-    grid: Grid, expected: int, seconds: float = REGISTRATION_SECONDS, standstill: float = STANDSTILL_SECONDS, spare: int = 0
+    grid: Grid, expected: int, seconds: float = REGISTRATION_SECONDS, standstill: float | None = None, spare: int = 0
 ) -> list[int]:
     """Return the ids of exactly ``expected`` nodes, in ascending order; ``spare`` of them may be absent after the wait.
 
@@ -48,8 +51,9 @@ def wait_for_nodes(
         How many there must be.
     seconds : float
         Longest wait for all of them.
-    standstill : float
-        Longest wait for the next one after the first: a simulation has then registered all that it ever will.
+    standstill : float, optional
+        Longest wait for the next one after the first. Without it that is ``STANDSTILL_SECONDS`` in a simulation, which has then
+        registered all that it ever will, and all of ``seconds`` in a deployment.
     spare : int
         Nodes that need not be there, since their owners are excluded.
 
@@ -58,6 +62,8 @@ def wait_for_nodes(
     RunError
         When there are fewer after the wait, or more.
     """
+    if standstill is None:
+        standstill = STANDSTILL_SECONDS if _simulated(grid) else seconds
     began = changed = time.monotonic()
     ids = list(grid.get_node_ids())
     while len(ids) < expected and (now := time.monotonic()) < began + seconds and not (ids and now > changed + standstill):
@@ -70,6 +76,11 @@ def wait_for_nodes(
             f'--federation-config "num-supernodes={expected} client-resources-num-cpus=1"'
         )
     return sorted(ids)
+
+
+def _simulated(grid: Grid) -> bool:
+    """Tell whether the nodes are of a simulation: Flower keeps their messages in the server's own memory."""
+    return isinstance(grid.grid if isinstance(grid, ArrivalGrid) else grid, InMemoryGrid)
 
 
 def instructions(content: RecordDict, nodes: Iterable[int], message_type: str, timeout: float) -> list[Message]:

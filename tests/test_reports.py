@@ -170,6 +170,21 @@ def test_a_count_is_a_number_that_can_be_written(count):
         FitReport.from_json(json.dumps(values))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"label_counts": {"-1": 3}},
+        {"modules": {"-1": "ab"}},
+        {"declined": [{"label": -2, "reason": ""}]},
+        {"fallbacks": [{"label": -1, "reason": ""}]},
+    ],
+)
+def test_a_label_is_not_negative(change):
+    """Labels count from 0; -1 stands among the declined for a node without images, and nowhere else."""
+    with pytest.raises(VerificationError, match="report: malformed fit report"):
+        FitReport.from_json(json.dumps(json.loads(FIT.to_json()) | change))
+
+
 @pytest.mark.parametrize("second", [-1.0, 1e11, 1e308, -1e308, math.inf, math.nan])
 def test_an_interval_lies_in_our_time(second):
     """Seconds are of this epoch, so that their differences are finite."""

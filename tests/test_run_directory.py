@@ -197,10 +197,11 @@ def test_a_receipt_is_the_hash_of_the_output(directory):
 
 
 def test_outputs_are_all_files_but_those_rewritten_or_refused(tmp_path):
-    """What a finished run answers for leaves out spec, environment, receipts, and the quarantine."""
+    """What a finished run answers for leaves out spec, environment, receipts, the quarantine, and parts of files."""
     directory = RunDirectory.open(RunSpec(out=str(tmp_path)))
     kept = {directory.write(name, b"x") for name in ("metrics.json", "modules/a.safetensors", "nodes/0/fit.json")}
-    directory.write("modules/quarantine/b.refused", b"x")
+    for name in ("modules/quarantine/b.refused", "modules/.c.safetensors.77.part", "classifiers/server.safetensors.part"):
+        directory.write(name, b"x")
     directory.finish("run", "inputs", directory.outputs())
     assert set(directory.outputs()) == kept
 

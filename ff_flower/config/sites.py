@@ -11,6 +11,7 @@ from .base import Count, Spec
 
 OWN: Final = "sites"  # the value of data.name with which every node brings its own images
 OWNER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
+LONGEST_CLASS = 128  # characters, as in a manifest
 KINDS_OF_PLACES = ("folder", "npz")
 
 
@@ -87,9 +88,13 @@ def class_names(text: str) -> tuple[str, ...]:
     Raises
     ------
     ConfigError
-        If a name stands there twice.
+        If a name stands there twice, or cannot be that of a class in a module's manifest.
     """
     names = tuple(filter(None, (unicodedata.normalize("NFC", name.strip()) for name in text.split(";"))))
+    if wrong := [name for name in names if len(name) > LONGEST_CLASS or not name.isprintable()]:
+        raise ConfigError(
+            f"data.classes: {wrong[0][:80]!r} must be at most {LONGEST_CLASS} printable characters; rename the class"
+        )
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"data.classes: {', '.join(twice)} must stand there once only; every class has one label")
     return names

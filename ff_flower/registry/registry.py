@@ -59,12 +59,11 @@ class RegisteredModule:
         return self.path.with_suffix(SIGNATURE_SUFFIX)
 
     def signature(self) -> bytes | None:
-        """Return the signature that came with the file, not checked again; None where none did."""
-        try:
-            with self.signature_path.open("rb") as file:
-                return file.read(SIGNATURE_BYTES + 1)
-        except FileNotFoundError:
+        """Return the signature that came with the file, not checked again; None where none did, or no plain file is there."""
+        if not self.signature_path.is_file():
             return None
+        with self.signature_path.open("rb") as file:
+            return file.read(SIGNATURE_BYTES + 1)
 
     def files(self) -> list[Path]:
         """Return the module file, and its signature where it has one."""

@@ -99,13 +99,10 @@ class SignaturePolicy:
             return False
         if len(signature) != SIGNATURE_BYTES:
             raise VerificationError("signature", f"{len(signature)} bytes; an Ed25519 signature has {SIGNATURE_BYTES}")
-        signers = [name for name, key in self.keys.items() if _is_signed(key, module_id, signature)]
-        if owner in signers:
+        if owner in self.keys and _is_signed(self.keys[owner], module_id, signature):
             return True
-        if signers:
-            raise VerificationError(
-                "signature-owner", f"signed by {signers[0]!r}; this is a module of {owner!r}, who must sign it"
-            )
+        if signer := next((name for name, key in self.keys.items() if _is_signed(key, module_id, signature)), None):
+            raise VerificationError("signature-owner", f"signed by {signer!r}; this is a module of {owner!r}, who must sign it")
         if owner in self.keys:
             raise VerificationError("signature", f"it does not verify with the key of {owner!r} for module {module_id[:12]}...")
         if self.required:

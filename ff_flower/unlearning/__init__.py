@@ -11,8 +11,8 @@ stopped (`honour`): a forgotten contribution never comes back.
 
 from .certificate import CONFIRMATIONS
 from .comparison import Compared, compare_runs
-from .forgetting import Forgetting, Work, forget
-from .owners import participants, waits_for_nodes
+from .forgetting import Forgetting, Work, forget, waits_for_nodes
+from .owners import participants
 from .purge import drop_copies, honour
 from .request import open_run
 from .tombstone import Entry, Tombstone

@@ -5,12 +5,13 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import RunSpec
-from ..errors import FederatedFactoryError
+from ..config import Exclusion, RunSpec
+from ..errors import FederatedFactoryError, RunError
 from ..registry import ModuleRegistry
 from ..run_directory import RunDirectory
 from .certificate import Certificate, Cost, Proof, is_complete, write_certificate
 from .comparison import Compared, compare_runs
+from .owners import participants
 from .purge import honour
 from .request import caches_of, check_whole, need_something, open_run, plan, resolve
 from .tombstone import Tombstone
@@ -26,11 +27,12 @@ class Forgetting:
     Attributes
     ----------
     certificates : tuple of Path
-        The certificates that were written, as JSON; a page for people lies beside each. None where there was nothing to do.
+        The certificates that were written, as JSON; a page for people lies beside each. None where there was nothing to do, or
+        the purge could not be completed.
     notes : tuple of str
         What had been forgotten before.
     error : str
-        Why nothing could be rebuilt; empty where it could, or was not asked for.
+        Why the request stands, but is not carried out to its end: purged, rebuilt as far as that was asked for, and certified.
     differing : tuple of Compared
         Where a run from scratch differs; empty where it does not, or none was made.
     unproven : str
@@ -91,41 +93,68 @@ def forget(run: Path, owners: Collection[str], modules: Collection[str], work: W
     spec, path = open_run(run)
     directory = RunDirectory(path)
     with directory.alone():
-        effective, pending, notes = _take_out(directory, spec, owners, modules, reason)
-    return _conclude(directory, spec, effective, pending, work, began, notes) if pending else Forgetting((), notes)
-
-
-def _take_out(
-    directory: RunDirectory, spec: RunSpec, owners: Collection[str], modules: Collection[str], reason: str
-) -> tuple[RunSpec, list[int], tuple[str, ...]]:
-    """Write the tombstone, and purge what it names.
-
-    Returns
-    -------
-    tuple of RunSpec, list of int and tuple of str
-        The spec without the forgotten; the requests that have no certificate yet; what had been forgotten before.
-    """
-    path = directory.path
-    tombstone = Tombstone.read(path)
-    if tombstone.purged:
-        check_whole(directory)
-    wanted, notes = resolve(directory, spec, tombstone, owners, modules)
-    caches = caches_of(spec, path)
-    if wanted:
-        honour(directory, spec, caches)
         tombstone = Tombstone.read(path)
-        tombstone = tombstone.with_entry(plan(directory, spec, wanted, reason, caches))
-        tombstone.write(directory)
-    pending = [number for number in range(1, len(tombstone.entries) + 1) if not is_complete(path, number)]
-    if not (pending or owners or modules):
-        raise need_something(spec, {one.manifest.owner for one in ModuleRegistry.of_run(path, spec)})
-    return honour(directory, spec, caches), pending, tuple(notes)
+        if tombstone.purged:
+            check_whole(directory)
+        wanted, notes = resolve(directory, spec, tombstone, owners, modules)
+        if error := _take_out(directory, spec, wanted, reason):
+            return Forgetting((), tuple(notes), error)
+        pending = _pending(path)
+        if not (pending or owners or modules):
+            raise need_something(spec, {one.manifest.owner for one in ModuleRegistry.of_run(path, spec)})
+    return _conclude(directory, spec, pending, work, began, tuple(notes)) if pending else Forgetting((), tuple(notes))
+
+
+def waits_for_nodes(directory: RunDirectory, spec: RunSpec) -> bool:
+    """Tell whether a run lacks a fit or an answer of a node that it did not give up; only nodes can give these."""
+    stages = ["fit", "answer"] if spec.synthesis.site == "client" else ["fit"]
+    there = directory.receipts()
+    given_up = _missing(directory).keys() - _lost(directory).keys()
+    awaited = [one for one in participants(directory.path, spec) if one not in given_up]
+    return any(f"{stage}-{one}" not in there for stage in stages for one in awaited)
+
+
+def _take_out(directory: RunDirectory, spec: RunSpec, wanted: Exclusion, reason: str) -> str:
+    """Purge what the tombstone names, and write there and purge what is ``wanted``; return why a purge is not complete."""
+    caches = caches_of(spec, directory.path)
+    if (error := _purge(directory, spec, caches)) or not wanted:
+        return error
+    tombstone = Tombstone.read(directory.path)
+    tombstone.with_entry(plan(directory, spec, wanted, reason, caches)).write(directory)
+    return _purge(directory, spec, caches)
+
+
+def _purge(directory: RunDirectory, spec: RunSpec, caches: Collection[Path]) -> str:
+    try:
+        honour(directory, spec, caches)
+    except RunError as error:
+        return str(error)
+    return ""
+
+
+def _pending(run: Path) -> list[int]:
+    """Return the numbers of the requests that have no complete certificate yet."""
+    return [number for number in range(1, len(Tombstone.read(run).entries) + 1) if not is_complete(run, number)]
+
+
+def _missing(directory: RunDirectory) -> dict[str, str]:
+    """Return why nodes are missing from the results, by partition."""
+    metrics = directory.read_json("metrics.json") if (directory.path / "metrics.json").exists() else {}
+    return {str(one["partition"]): str(one["reason"]) for one in metrics.get("missing", [])}
+
+
+def _lost(directory: RunDirectory) -> dict[str, str]:
+    """Return those of `_missing` who were not missing before the first request that has no complete certificate yet."""
+    pending = _pending(directory.path)
+    if not pending:
+        return {}
+    before = Tombstone.read(directory.path).entries[pending[0] - 1].before.get("missing", [])
+    return {partition: reason for partition, reason in _missing(directory).items() if partition not in before}
 
 
 def _conclude(
     directory: RunDirectory,
     spec: RunSpec,
-    effective: RunSpec,
     pending: Collection[int],
     work: Work,
     began: float,
@@ -138,20 +167,25 @@ def _conclude(
             work.rebuild(spec)
         except FederatedFactoryError as caught:
             error = str(caught)
-    rebuilt = work.rebuild is not None and not error
     directory = RunDirectory(directory.path)  # the receipts are another process's by now
+    if work.rebuild is not None and not error and (lost := _lost(directory)):
+        reasons = "; ".join(f"node {partition}: {reason}" for partition, reason in lost.items())
+        error = f"nodes are missing that were there before ({reasons}); forget again without naming anybody, and they are asked"
+    rebuilt = work.rebuild is not None and not error
     cost = Cost(time.time() - began, work.place if rebuilt else "")
-    proof, compared = Proof(), []
+    tombstone, proof, compared = Tombstone.read(directory.path), Proof(), []
     if rebuilt and work.from_scratch is not None:
         since = time.time()
         try:
-            compared = compare_runs(directory, work.from_scratch(effective))
+            compared = compare_runs(directory, work.from_scratch(tombstone.effective(spec)))
             proof = Proof(tuple(compared), time.time() - since)
         except FederatedFactoryError as caught:
             unproven = str(caught)
     written = []
-    tombstone = Tombstone.read(directory.path)
-    for number in pending:
-        certificate = Certificate(directory, spec, tombstone, number, cost, proof, rebuilt, error)
-        written.append(write_certificate(certificate))
+    try:
+        for number in pending:
+            certificate = Certificate(directory, spec, tombstone, number, cost, proof, rebuilt, error)
+            written.append(write_certificate(certificate))
+    except RunError as caught:
+        error = f"{error}; {caught}" if error else str(caught)
     return Forgetting(tuple(written), notes, error, tuple(one for one in compared if not one.equal), unproven)

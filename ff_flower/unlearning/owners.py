@@ -35,16 +35,6 @@ def participants(run: Path, spec: RunSpec) -> list[str]:
     return [partition for partition, owner in owner_names(run).items() if owner not in spec.exclusion.owners]
 
 
-def waits_for_nodes(directory: RunDirectory, spec: RunSpec) -> bool:
-    """Tell whether a run lacks a fit or an answer of a node that it did not give up; only nodes can give these."""
-    stages = ["fit", "answer"] if spec.synthesis.site == "client" else ["fit"]
-    there = directory.receipts()
-    metrics = directory.read_json("metrics.json") if (directory.path / "metrics.json").exists() else {}
-    given_up = {str(one["partition"]) for one in metrics.get("missing", [])}
-    awaited = [one for one in participants(directory.path, spec) if one not in given_up]
-    return any(f"{stage}-{one}" not in there for stage in stages for one in awaited)
-
-
 def drop_introductions(directory: RunDirectory, spec: RunSpec) -> None:
     """Let the file of the sites keep no more than the place of those whom ``spec`` excludes."""
     if not (directory.path / SITES).exists():

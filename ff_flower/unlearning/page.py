@@ -65,7 +65,7 @@ def _rebuilt(certificate: Mapping[str, Any]) -> str:
     rebuild = certificate["rebuild"]
     if not rebuild["done"]:
         why = f" It was tried and failed: {escape(rebuild['error'])}" if rebuild["error"] else ""
-        return f"<p>Nothing yet: the next run of the same settings makes it again without what is forgotten.{why}</p>"
+        return f"<p>Not yet: the next run of the same settings makes it again without what is forgotten.{why}</p>"
     files = {name: one["sha256"] for name, one in rebuild["files"].items()}
     text = f"<p>{len(files)} files, from the modules that stayed and the run's seed; those modules were not touched.</p>"
     amended = certificate["amended"]

@@ -109,7 +109,7 @@ def plan(directory: RunDirectory, spec: RunSpec, exclusion: Exclusion, reason: s
 def account(
     directory: RunDirectory, spec: RunSpec, registry: Sequence[RegisteredModule], removed: Collection[str]
 ) -> dict[str, Any]:
-    """Return what a certificate compares: modules, files that stay with their hashes, scores, seconds, and who was sent what."""
+    """Return what a certificate compares: modules, files that stay, scores, seconds, who was sent what, and who was missing."""
     path = directory.path / "metrics.json"
     metrics: Mapping[str, Any] = directory.read_json("metrics.json") if path.exists() else {}
     stays = {
@@ -127,6 +127,7 @@ def account(
         "seconds": metrics.get("seconds", {}),
         "classes": metrics.get("classes", []),
         "sent_to": sorted({one.partition for one in sent if (one.direction, one.what) == ("down", "modules")}),
+        "missing": [str(one["partition"]) for one in metrics.get("missing", [])],
         "spec_digest": spec.digest(),
     }
 

@@ -1,6 +1,7 @@
 """What a run directory holds, read without believing or changing it."""
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from ..run_directory import FORMAT_VERSION, answer_inputs, file_digest, modules_
 from ..unlearning import Tombstone
 
 DIGEST = "[0-9a-f]{64}"
+NOT_PLAIN = "a link, or no plain file; a run leaves plain files only"
 EXPECTED = tuple(
     re.compile(pattern)
     for pattern in (
@@ -86,6 +88,9 @@ class RunContents:
     @classmethod
     def read(cls, path: Path) -> "RunContents | Finding":
         """Read what everything else refers to; return why that is impossible where it is."""
+        for name in ("spec.json", "forgotten.json", "sites.json"):
+            if os.path.lexists(path / name) and not is_plain(path / name):
+                return Finding(name, "unexpected", NOT_PLAIN)
         try:
             stored = json.loads((path / "spec.json").read_text(encoding="utf-8"))
             version, said = stored.pop("format_version", None), stored.pop("digest", None)
@@ -129,23 +134,35 @@ class RunContents:
 
     def json(self, name: str) -> Any:
         """Return what a JSON file holds; None where it is absent or broken, which `check_files` says."""
+        if not is_plain(self.path / name):
+            return None
         try:
             return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
 
+    def plain_files(self, pattern: str) -> list[Path]:
+        """Return the plain files that match, sorted; nothing else is ever opened, and `check_files` names it."""
+        return [path for path in sorted(self.path.glob(pattern)) if is_plain(path)]
+
     def files(self) -> Iterator[tuple[str, Path]]:
-        """Yield every file and link, with its name inside the run directory."""
+        """Yield every file and link, and every folder in a file's place, with its name inside the run directory."""
         for path in sorted(self.path.rglob("*")):
-            if path.is_symlink() or not path.is_dir():
-                yield path.relative_to(self.path).as_posix(), path
+            name = path.relative_to(self.path).as_posix()
+            if path.is_symlink() or not path.is_dir() or any(pattern.fullmatch(name) for pattern in EXPECTED):
+                yield name, path
+
+
+def is_plain(path: Path) -> bool:
+    """Tell whether a file can be opened without following a link, and read to its end."""
+    return path.is_file() and not path.is_symlink()
 
 
 def check_files(run: RunContents) -> Iterator[Finding]:
     """Find what does not belong there, pictures and signatures of no module, and broken JSON."""
     for name, path in run.files():
-        if path.is_symlink() or not path.is_file():
-            yield Finding(name, "unexpected", "a link, or no plain file; a run leaves plain files only")
+        if not is_plain(path):
+            yield Finding(name, "unexpected", NOT_PLAIN)
         elif name.endswith(".part"):
             yield Finding(
                 name, "unfinished", "a part of a file that was being written; remove it when no run is under way", False

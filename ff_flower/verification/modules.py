@@ -61,10 +61,8 @@ def open_file(path: Path, limits: ModuleLimits = WIDEST) -> OpenedModule:
 def check_modules(run: RunContents, policy: SignaturePolicy) -> Iterator[Finding]:
     """Verify every module file, its place in this run, and its signature; keep those that are whole in ``run.modules``."""
     limits = ModuleLimits.of_bytes(run.spec.trust.max_module_bytes)
-    for path in sorted((run.path / "modules").glob("*.safetensors")):
+    for path in run.plain_files("modules/*.safetensors"):
         name = f"modules/{path.name}"
-        if path.is_symlink() or not path.is_file():
-            continue
         try:
             opened = open_file(path, limits)
         except VerificationError as error:
@@ -91,7 +89,7 @@ def check_reports(run: RunContents) -> Iterator[Finding]:
     """Compare the owners' reports with the modules that are there."""
     refused = {path.stem for path in (run.path / "modules" / "quarantine").glob("*.json")}
     named: Counter[str] = Counter()
-    for path in sorted((run.path / "nodes").glob("*/fit.json")):
+    for path in run.plain_files("nodes/*/fit.json"):
         name = path.relative_to(run.path).as_posix()
         try:
             report = FitReport.from_json(path.read_text(encoding="utf-8"))
@@ -126,20 +124,19 @@ def _check_report(run: RunContents, name: str, report: FitReport, refused: set[s
 
 def check_quarantine(run: RunContents) -> Iterator[Finding]:
     """Compare what was refused with the reports of the refusals."""
-    folder = run.path / "modules" / "quarantine"
-    for path in sorted(folder.glob("*.json")):
+    for path in run.plain_files("modules/quarantine/*.json"):
         name, keys = path.relative_to(run.path).as_posix(), {"sha256", "rule", "detail", "source", "num_bytes"}
         try:
             refusals = json.loads(path.read_text(encoding="utf-8"))
             whole = all(set(one) == keys and one["sha256"] == path.stem for one in refusals) and bool(refusals)
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             whole = False
         if not whole:
             yield Finding(name, "quarantine", "it is no list of refusals of the bytes that it is named after")
         if path.stem in run.modules:
             detail = "these bytes were refused once, and registered when they came rightly"
             yield Finding(name, "quarantine", detail, broken=False)
-    for path in sorted(folder.glob("*.refused")):
+    for path in run.plain_files("modules/quarantine/*.refused"):
         name = path.relative_to(run.path).as_posix()
         if not path.with_suffix(".json").exists():
             yield Finding(name, "quarantine", "no report says why these bytes were refused")

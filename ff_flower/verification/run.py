@@ -1,9 +1,9 @@
 """Everything that is rechecked of a run, in one list."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,7 +15,7 @@ from ..errors import RunError, VerificationError
 from ..metrics import Ledger, rounded_count
 from ..registry import SignaturePolicy
 from ..reports import Answer
-from .contents import Finding, RunContents, check_files, check_receipts
+from .contents import Finding, RunContents, check_files, check_receipts, is_plain
 from .modules import check_forgotten, check_modules, check_quarantine, check_reports
 
 
@@ -62,8 +62,10 @@ def check_results(run: RunContents) -> Iterator[Finding]:
     if run.current and metrics.get("spec_digest") != run.spec.digest():
         yield Finding("metrics.json", "spec", "its results are of another spec than spec.json's")
     classes, counts = [], {}
-    if isinstance(held, dict) and isinstance(held.get("counts"), list) and all(isinstance(row, list) for row in held["counts"]):
+    if isinstance(held, dict) and _is_table(held.get("counts")):
         classes, counts = held.get("classes", []), dict(enumerate(held["counts"]))
+    elif held is not None:
+        yield Finding("label_distribution.json", "json", "its counts are no table of whole numbers")
     if metrics.get("classes") != classes:
         yield Finding("label_distribution.json", "label-table", "its classes are not those of metrics.json")
     for partition, report in run.reports.items() if run.federation is None else ():
@@ -72,6 +74,9 @@ def check_results(run: RunContents) -> Iterator[Finding]:
             yield Finding(
                 f"nodes/{partition}/fit.json", "label-table", "its images per class are not those of the label distribution"
             )
+    if not is_plain(run.path / "ledger.jsonl"):
+        yield Finding("ledger.jsonl", "ledger", "it is missing, or no plain file")
+        return
     try:
         totals = Ledger.read(run.path / "ledger.jsonl").totals()
     except (OSError, ValueError, TypeError) as error:
@@ -86,7 +91,7 @@ def check_answers(run: RunContents) -> Iterator[Finding]:
     digests: dict[str, str] = {}
     num_classes = len(run.classes())
     rows = run.spec.synthesis.samples_per_class * len({module.manifest.label for module in run.in_order()})
-    for path in sorted((run.path / "nodes").glob("*/answer.json")):
+    for path in run.plain_files("nodes/*/answer.json"):
         name = path.relative_to(run.path).as_posix()
         try:
             answer = Answer.from_json(path.read_text(encoding="utf-8"))
@@ -99,9 +104,9 @@ def check_answers(run: RunContents) -> Iterator[Finding]:
             yield Finding(name, "answer", detail)
         digests[name] = answer.synthetic_digest
         logits = path.with_name("logits.safetensors")
-        if logits.exists():
+        if is_plain(logits):
             shapes = {"logits": (rows, num_classes)}
-            yield from _check_tensors(run, logits, shapes)
+            yield from _check_tensors(run, logits, shapes, torch.float16)
     common = Counter(digests.values()).most_common(1)
     for name, digest in digests.items():
         if digest != common[0][0]:
@@ -111,7 +116,7 @@ def check_answers(run: RunContents) -> Iterator[Finding]:
 
 def check_classifiers(run: RunContents) -> Iterator[Finding]:
     """Load every classifier: of the run's network, and finite."""
-    paths = [*(run.path / "classifiers").glob("*.safetensors"), *(run.path / "nodes").glob("*/weights.safetensors")]
+    paths = [*run.plain_files("classifiers/*.safetensors"), *run.plain_files("nodes/*/weights.safetensors")]
     if not paths:
         return
     channels = {module.manifest.image_shape[0] for module in run.in_order()}
@@ -121,19 +126,29 @@ def check_classifiers(run: RunContents) -> Iterator[Finding]:
         network = build_classifier(run.spec.classifier, channels.pop(), len(run.classes()), seed=0)
         shapes = shapes_of(network.state_dict())
     for path in sorted(paths):
-        yield from _check_tensors(run, path, shapes)
+        yield from _check_tensors(run, path, shapes, torch.float32)
 
 
-def _check_tensors(run: RunContents, path: Path, shapes: Mapping[str, tuple[int, ...]] | None) -> Iterator[Finding]:
+def _is_table(counts: Any) -> bool:
+    """Tell whether these are rows of whole numbers."""
+    rows = counts if isinstance(counts, list) else [counts]
+    return all(isinstance(row, list) and all(type(count) is int for count in row) for row in rows)
+
+
+def _check_tensors(
+    run: RunContents, path: Path, shapes: Mapping[str, tuple[int, ...]] | None, dtype: torch.dtype
+) -> Iterator[Finding]:
     name = path.relative_to(run.path).as_posix()
     try:
         tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         yield Finding(name, "weights", f"it does not load ({str(error)[:120]})")
         return
     found = shapes_of(tensors)
     if shapes is not None and found != shapes:
         wrong = sorted(key for key in found.keys() | shapes.keys() if found.get(key) != shapes.get(key))
         yield Finding(name, "weights", f"{len(wrong)} tensors are not of this run's shapes, for example {wrong[0]!r}")
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+    if other := [tensor.dtype for tensor in tensors.values() if tensor.dtype != dtype]:
+        yield Finding(name, "weights", f"a tensor is of {other[0]}; all of them must be of {dtype}")
+    elif not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         yield Finding(name, "weights", "it holds NaN or infinity")

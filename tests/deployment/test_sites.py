@@ -249,6 +249,8 @@ def test_arrays_are_images_as_well(folders, tmp_path):
         ({"data__sites": "north=folder:/a,north=folder:/b,c=folder:/c"}, "north must stand there once only"),
         ({"data__sites": "north"}, "'north' must be name=folder:/path"),
         ({"data__classes": "one;two;one"}, "one must stand there once only"),
+        ({"data__classes": "one;" + "t" * 129}, "ttt' must be at most 128 printable characters; rename the class"),
+        ({"data__classes": "one;tw\u202eo"}, r"'tw\u202eo' must be at most 128 printable characters"),
         ({"min_nodes": 4}, "min-nodes = 4: must be at most num-clients = 3"),
         ({"data__name": "digits", "data__server_test": "folder:/t"}, "data.server-test: only where nodes bring their own"),
     ],

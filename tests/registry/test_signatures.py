@@ -24,6 +24,7 @@ from ff_flower.registry import (
     module_id,
     read_private_key,
     sign_module,
+    signatures,
     write_key_pair,
 )
 from ff_flower.registry.signatures import signed_message
@@ -67,6 +68,14 @@ def test_the_owner_signs_its_modules_and_nobody_else_does(folder, policies, requ
     assert refused(policy, "4", DIGEST, own) == "signature-owner"
     assert refused(policy, "3", OTHER, own) == "signature"
     assert refused(policy, "3", DIGEST, own[:-1]) == refused(policy, "3", DIGEST, b"") == "signature"
+
+
+def test_the_owners_key_alone_is_tried_for_its_signature(folder, policies, monkeypatch):
+    """A module that its owner signed costs one verification, however many owners there are."""
+    tried, verify = [], signatures._is_signed
+    monkeypatch.setattr(signatures, "_is_signed", lambda key, *rest: tried.append(key) or verify(key, *rest))
+    policies[True].check("4", DIGEST, sign(folder, "4", DIGEST))
+    assert tried == [policies[True].keys["4"]]
 
 
 def test_what_is_required_and_what_is_not(folder, policies):

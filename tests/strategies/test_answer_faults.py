@@ -95,14 +95,16 @@ def test_a_node_that_fails_when_its_modules_are_known_is_named(unanswered):
 
 USELESS_LOGITS = {
     "of another set": ({"logits": torch.zeros(3, 10)}, "'logits' has shape (3, 10); this run's has (100, 10)"),
-    "not finite": ({"logits": torch.full((100, 10), torch.nan)}, "logits: NaN or infinity"),
+    "not finite": ({"logits": torch.full((100, 10), torch.nan).half()}, "logits: NaN or infinity"),
+    "at full precision": ({"logits": torch.zeros(100, 10)}, "a tensor is of torch.float32; all of them must be of torch.float16"),
+    "at an eighth": ({"logits": torch.zeros(100, 10).to(torch.float8_e4m3fn)}, "a tensor is of torch.float8_e4m3fn"),
     "under another name": ({"others": torch.zeros(100, 10)}, "'logits' has shape None"),
 }
 
 
 @pytest.mark.parametrize("fault", USELESS_LOGITS)
 def test_a_node_whose_logits_cannot_be_pooled_is_missing(fault, unanswered, finished):
-    """Logits of another shape, name, or not finite are an answer of no use: the run is partial, and goes on without it."""
+    """Logits of another shape, name or dtype, or not finite, are of no use: the run is partial, and goes on without them."""
     tensors, reason = USELESS_LOGITS[fault]
     one = unanswered.again(at("evaluate", carrying("logits", {"logits": weights_file(tensors)})))
     ((partition, found),) = [(failure["partition"], failure["reason"]) for failure in one.metrics["missing"]]
@@ -119,9 +121,9 @@ def test_without_any_usable_logits_there_is_no_student(unanswered):
     assert len(one.metrics["missing"]) == 5 and set(one.metrics["results"]) == {"server"}
 
 
-@pytest.mark.parametrize("damage", [lambda t: t * torch.nan, lambda t: t[..., :1], lambda t: t[None]])
+@pytest.mark.parametrize("damage", [lambda t: t * torch.nan, lambda t: t[..., :1], lambda t: t[None], torch.Tensor.double])
 def test_a_node_whose_classifier_is_none_is_missing(damage, unanswered):
-    """Weights that are not finite, or make another network, take no part in the product of experts."""
+    """Weights that are not finite, of another dtype, or make another network, take no part in the product of experts."""
 
     def change(reply):
         tensors = read_tensors(reply.content["weights"]["weights"].data)
@@ -145,14 +147,13 @@ def test_a_set_that_differs_by_rounding_is_pooled_and_noted(unanswered, finished
     assert one.scores() == finished.scores()
 
 
-@pytest.mark.parametrize("size", [3e38, 1e300])
-def test_numbers_that_lead_to_none_end_nothing(size, unanswered, finished):
+def test_numbers_that_lead_to_none_end_nothing(unanswered, finished):
     """Whatever follows from finite weights and logits, every result is there and has scores."""
 
     def huge(reply):
         for record in ("weights", "logits"):
             tensors = read_tensors(reply.content[record][record].data)
-            grown = {name: torch.full_like(tensor, size, dtype=torch.float64) for name, tensor in tensors.items()}
+            grown = {name: torch.full_like(tensor, torch.finfo(tensor.dtype).max) for name, tensor in tensors.items()}
             reply = carrying(record, {record: weights_file(grown)})(reply)
         return reply
 

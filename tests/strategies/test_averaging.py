@@ -1,6 +1,7 @@
 """FedAvg and FedProx: what they reduce to, the mean by hand, and that neither order nor empty nodes change a bit."""
 
 import math
+import struct
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from ff_flower.metrics import Ledger, classification_metrics
 from ff_flower.run_directory import RunDirectory
 from ff_flower.seeding import derive_seed
 from strategies.averaging import RepeatableAveraging, RoundHistory
+from strategies.server_app import run
 
 CPU = torch.device("cpu")
 
@@ -200,6 +202,17 @@ def test_nodes_without_images_do_not_change_the_mean(strategy):
     assert mean_of(strategy, [*rows, (13, 2, 0, 0.7)]) == mean_of(strategy, rows)
 
 
+def npy(header):
+    """Return a change that sends the bytes of an array with this header."""
+    data = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + bytes(4)
+    return lambda content: content["arrays"].__setitem__("w", Array("float32", (1,), "numpy.ndarray", data))
+
+
+def typed(dtype, value=50.0):
+    """Return a change that sends the weight in another dtype."""
+    return lambda content: content.__setitem__("arrays", ArrayRecord({"w": Array(np.array([value], dtype))}))
+
+
 BROKEN = {
     "not finite": lambda content: content.__setitem__("arrays", ArrayRecord({"w": Array(np.array([np.nan], np.float32))})),
     "another shape": lambda content: content.__setitem__("arrays", ArrayRecord({"w": Array(np.zeros(2, np.float32))})),
@@ -209,6 +222,13 @@ BROKEN = {
     "another stype": lambda content: content["arrays"].__setitem__("w", Array("float32", (1,), "pickle", b"garbage")),
     "no bytes at all": lambda content: content["arrays"].__setitem__("w", Array("float32", (1,), "numpy.ndarray", b"")),
     "an archive": lambda content: content["arrays"].__setitem__("w", Array("float32", (1,), "numpy.ndarray", b"PK\x03\x04")),
+    "a header without end": npy("{'descr': '<f4', ("),
+    "a header of no type": npy("{'descr': ',', 'fortran_order': False, 'shape': (1,)}"),
+    "a shape beyond all memory": npy(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**70},)}}"),
+    "half precision": typed(np.float16),
+    "double precision": typed(np.float64, 1e300),
+    "extended precision": typed(np.longdouble),
+    "swapped bytes": typed(">f4"),
     "no weights": lambda content: content.__delitem__("arrays"),
     "two classifiers": lambda content: content.__setitem__("more", content["arrays"]),
     "no examples": lambda content: content["metrics"].__delitem__("num-examples"),
@@ -221,7 +241,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("fault", BROKEN)
 def test_an_update_that_cannot_be_averaged_is_left_out_and_named(fault, strategy):
-    """A reply of other weights, of no weights, or of no count takes no part in the mean; its node is missing from the round."""
+    """A reply of other weights, of none, or of no count takes no part in the mean; its node is missing from the round."""
     replies = updates(strategy, [(11, 0, 1, 2.0), (12, 1, 5, 50.0), (13, 2, 3, 6.0)])
     BROKEN[fault](replies[1].content)
     arrays, _ = strategy.aggregate_train(4, replies)
@@ -244,6 +264,38 @@ def test_a_node_missing_from_any_round_is_named(run_tiny, tmp_path):
     one = run_tiny(tiny(tmp_path, method="fedavg"), tamper=tamper)
     assert one.metrics["missing"] == [{"partition": 2, "reason": "round 1: MemoryError: no memory left"}]
     assert not one.directory.is_done("run", one.spec.digest())
+
+
+class LosingGrid(LocalGrid):
+    """A grid that loses the node of partition 2 after the first round: it is listed no more, and Flower cannot send to it."""
+
+    def _gone(self, node_id):
+        return self.sent >= len(self.contexts) and self.contexts[node_id].node_config["partition-id"] == 2
+
+    def get_node_ids(self):
+        """Return the nodes that are left."""
+        return [node_id for node_id in super().get_node_ids() if not self._gone(node_id)]
+
+    def push_messages(self, messages):
+        """Send what can be sent; None stands for the rest."""
+        messages = list(messages)
+        gone = [message for message in messages if self._gone(message.metadata.dst_node_id)]
+        return [*super().push_messages([message for message in messages if message not in gone]), *[None] * len(gone)]
+
+    def send_and_receive(self, messages, *, timeout=None):
+        """Refuse, as Flower's grid does, to pull what was never sent."""
+        message_ids = self.push_messages(messages)
+        assert None not in message_ids, "bad argument type for built-in operation"
+        return [reply for message_id in message_ids for reply in self.pull_messages([message_id])]
+
+
+def test_a_node_that_is_gone_is_missing_from_the_rounds_after(tmp_path):
+    """Rounds go on without a node that disconnects between them; it is named in each, and nobody waits for it."""
+    spec = tiny(tmp_path, method="fedavg", averaging__rounds=3)
+    directory = run(LosingGrid(app, spec.num_clients), spec)
+    metrics = directory.read_json("metrics.json")
+    assert metrics["missing"] == [{"partition": 2, "reason": f"round {number}: no reply in time"} for number in (2, 3)]
+    assert len(directory.read_json("rounds.json")) == 3
 
 
 def test_a_second_attempt_counts_its_own_bytes_alone(fedavg, tmp_path):

@@ -1,6 +1,7 @@
 """Faults: whatever one node sends or does not send, the run goes on with the rest, names it, and the next session repairs it."""
 
 import json
+from dataclasses import replace as said
 
 import pytest
 from local_grid import tiny
@@ -8,7 +9,7 @@ from tampering import LIAR, at, claim, failing, lost, renamed, report_of, with_f
 
 from ff_flower.errors import RunError
 from ff_flower.registry import decode_module, encode_module
-from ff_flower.reports import FitReport, Interval
+from ff_flower.reports import Declined, Fallback, FitReport, Interval
 
 
 def flip(report, files):
@@ -50,14 +51,30 @@ NODE_FAULTS = {
     "raises": (failing, "MemoryError: no memory left"),
     "is silent": (lost, "no reply in time"),
     "reports garbage": (report_of("garbage"), "report: not JSON"),
-    "reports for another": (report_of(NOTHING), "report: it does not name the partition and the files it came with"),
+    "reports for another": (report_of(NOTHING), "report: it does not name the partition, and once each the files, it came with"),
     "sends files it does not report": (
         with_files(lambda report, files: (report, files | {"a" * 64: b"more"})),
-        "report: it does not name the partition and the files it came with",
+        "report: it does not name the partition, and once each the files, it came with",
     ),
     "keeps back a file it reports": (
         with_files(lambda report, files: (report, dict([*files.items()][:1]))),
-        "report: it does not name the partition and the files it came with",
+        "report: it does not name the partition, and once each the files, it came with",
+    ),
+    "names a file twice": (
+        with_files(lambda report, files: (said(report, modules=report.modules | {"77": next(iter(files))}), files)),
+        "report: it does not name the partition, and once each the files, it came with",
+    ),
+    "has images of no class": (
+        with_files(lambda report, files: (said(report, label_counts=report.label_counts | {"10": 3}), files)),
+        "report: labels [10]: this run's are 0 to 9",
+    ),
+    "declines no class": (
+        with_files(lambda report, files: (said(report, declined=(Declined(10, "few"),)), files)),
+        "report: labels [10]: this run's are 0 to 9",
+    ),
+    "falls back from no class": (
+        with_files(lambda report, files: (said(report, fallbacks=(Fallback(77, "few"),)), files)),
+        "report: labels [77]: this run's are 0 to 9",
     ),
     "claims no partition": (claim(99), "partition-id 99: it must be 0 to 4"),
 }

@@ -5,6 +5,7 @@ import time
 
 import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.superlink.grid import InMemoryGrid
 from hypothesis import given
 from hypothesis import strategies as st
 from local_grid import GrowingGrid, LocalGrid, error_reply
@@ -12,6 +13,8 @@ from local_grid import GrowingGrid, LocalGrid, error_reply
 from clients.client_app import app
 from ff_flower.errors import RunError, VerificationError
 from ff_flower.reports import Answer, Interval
+from strategies import nodes
+from strategies.arrivals import ArrivalGrid
 from strategies.nodes import (
     Failure,
     check_answer,
@@ -46,6 +49,28 @@ def test_nodes_are_listed_in_ascending_order():
 def test_nodes_that_come_late_are_waited_for():
     """While nodes keep registering the wait goes on, also where each comes later than the standstill after the first."""
     assert len(wait_for_nodes(GrowingGrid(app, 8), 8, seconds=30, standstill=0.35)) == 8
+
+
+class SlowGrid(LocalGrid):
+    """A grid whose last node registers a second after the others."""
+
+    def get_node_ids(self):
+        """Return the nodes that have registered so far."""
+        self.began = getattr(self, "began", time.monotonic())
+        return super().get_node_ids()[: len(self.contexts) - (time.monotonic() < self.began + 1)]
+
+
+class SimulatedGrid(SlowGrid, InMemoryGrid):
+    """The same as Flower's grid of a simulation."""
+
+
+def test_only_a_simulation_has_registered_all_after_a_standstill(monkeypatch):
+    """A SuperNode may connect at any time of the whole wait; simulated nodes that register no more end it early."""
+    monkeypatch.setattr(nodes, "STANDSTILL_SECONDS", 0.3)
+    assert len(wait_for_nodes(SlowGrid(app, 3), 3, seconds=30)) == 3
+    for grid in (SimulatedGrid(app, 3), ArrivalGrid(SimulatedGrid(app, 3), print, print)):
+        with pytest.raises(RunError, match="2 SuperNodes"):
+            wait_for_nodes(grid, 3, seconds=30)
 
 
 @pytest.mark.parametrize(("present", "expected"), [(3, 5), (5, 3)])

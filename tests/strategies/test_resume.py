@@ -1,11 +1,16 @@
 """Resuming: what stands verified is not made again, what is lost comes back byte for byte, and nothing else changes."""
 
+import time
+from dataclasses import replace
+
 import pytest
 from local_grid import tiny
 from safetensors.torch import load_file, save_file
+from tampering import at, with_files
 
 from ff_flower.errors import RunError
 from ff_flower.registry import ModuleRegistry
+from ff_flower.reports import FitReport, Interval
 
 
 def stamps(directory):
@@ -30,6 +35,25 @@ def test_a_lost_module_is_fitted_by_its_node_alone(finished, tmp_path):
     assert again.grid.fitted == [int(module.manifest.owner)]
     assert {kind for kind, _ in again.grid.asked} == {"train"}
     assert again.modules() == finished.modules() and again.scores() == finished.scores()
+
+
+@pytest.mark.parametrize("began", [0.0, 1e10])
+def test_collecting_takes_no_longer_than_the_session(began, finished, tmp_path):
+    """Neither the work of an earlier session nor a node's own clock makes the time of collecting longer, or less than none."""
+    copy = finished.copy(tmp_path)
+    module = next(iter(ModuleRegistry(copy.directory.path / "modules")))
+    module.path.unlink()
+    for partition in set(range(5)) - {int(module.manifest.owner)}:
+        path = copy.directory.path / f"nodes/{partition}/fit.json"
+        report = FitReport.from_json(path.read_text())
+        path.write_text(replace(report, work=Interval(1.0, 2.0)).to_json())
+        receipt = copy.directory.receipts()[f"fit-{partition}"]
+        copy.directory.finish(f"fit-{partition}", receipt["inputs"], [copy.directory.path / name for name in receipt["outputs"]])
+    slow = with_files(lambda report, files: (replace(report, work=Interval(began, began)), files))
+    started = time.time()
+    again = copy.again(at("train", slow, int(module.manifest.owner)))
+    assert again.grid.fitted == [int(module.manifest.owner)]
+    assert 0 <= again.metrics["steps"]["collect"] <= time.time() - started + 0.01
 
 
 def test_a_changed_module_is_set_aside_and_fitted_again(finished, tmp_path):

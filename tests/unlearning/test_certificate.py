@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 from federations import SEVERAL_CLASSES, contents, forget_owner, made, modules_of, on_nodes, scratch_without, work
 from local_grid import error_reply, tiny
-from tampering import sold_twice, with_files
+from tampering import at, failing, sold_twice, with_files
 
 from ff_flower.config import Exclusion
 from ff_flower.errors import ConfigError, RunError, VerificationError
 from ff_flower.registry import ModuleRegistry, SignaturePolicy
 from ff_flower.run_directory import RunDirectory, file_digest
 from ff_flower.unlearning import Work, compare_runs, drop_copies, forget, open_run
+from sims.forget import plan_work
 
 
 def certificate(done):
@@ -81,6 +82,45 @@ def test_a_node_that_does_not_confirm_is_named(whole):
     told = certificate(done)
     assert told["nodes"]["not_confirmed"] == ["2"] and told["nodes"]["reasons"] == ["OSError: read-only file system"]
     assert told["rebuild"]["done"] and "not confirmed: 2" in done.certificates[0].with_suffix(".html").read_text()
+
+
+def test_a_confirmation_stands_in_later_sessions(whole):
+    """What a node confirmed in one session counts though it fails when it is told again in the next."""
+
+    def failing_in(*messages):
+        return lambda partition, reply: failing(reply) if (partition, reply.metadata.message_type) in messages else reply
+
+    forget(whole, ["3"], (), Work())
+    spec, _ = open_run(whole)
+    on_nodes(spec, failing_in((2, "query.forget"), (2, "evaluate")))
+    on_nodes(spec, failing_in((1, "query.forget")))
+    told = certificate(forget(whole, (), (), work()))
+    assert sorted(told["nodes"]["confirmed"]) == ["0", "1", "2", "3", "4"] and told["nodes"]["not_confirmed"] == []
+
+
+def test_who_is_lost_while_rebuilding_keeps_the_certificate_open(whole):
+    """A node that was there before and does not rebuild is named as an error; asked once more, it completes the certificate."""
+    done = forget_owner(whole, "3", tamper=at("evaluate", failing, partition=2))
+    assert "node 2: MemoryError" in done.error and certificate(done)["rebuild"] == {
+        "done": False,
+        "error": done.error,
+        "files": {},
+    }
+    spec, _ = open_run(whole)
+    plan = plan_work(spec, whole, requested=False, rebuild=True, proof=None, tell=print)
+    assert "nodes of a simulation" in plan.place
+    asked = []
+    done = forget(whole, (), (), work(asked=asked))
+    assert done.error == "" and "nodes/2/logits.safetensors" in certificate(done)["rebuild"]["files"]
+    assert [partition for kind, partition in asked if kind == "evaluate"] == [2]
+
+
+def test_who_was_missing_before_keeps_no_certificate_open(tmp_path):
+    """A node whose answer the run lacked before the request may be missing after it too."""
+    absent = at("evaluate", failing, partition=2)
+    path = on_nodes(tiny(tmp_path, **SEVERAL_CLASSES), absent).path
+    done = forget_owner(path, "3", tamper=absent)
+    assert done.error == "" and certificate(done)["rebuild"]["done"]
 
 
 def test_nothing_of_a_forgotten_module_is_left_on_the_disk(whole):

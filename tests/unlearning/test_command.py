@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from ff_flower.registry import ModuleRegistry
 from sims.cli import app
-from sims.run import REFUSED
+from sims.run import FAILED, REFUSED
 
 
 def call(*words):
@@ -32,6 +32,25 @@ def test_a_refused_request_exits_with_2(uploaded):
     done = call(uploaded, "--owner", 9)
     assert done.exit_code == REFUSED and "took no part" in done.output
     assert call(uploaded.parent).exit_code == REFUSED and contents(uploaded) == before
+
+
+def test_a_request_that_stands_unfinished_exits_with_1(uploaded, monkeypatch):
+    """Where a file cannot be removed, or the certificate not written, the request stands; repeated, it exits with 0."""
+
+    def locked(*_):
+        raise PermissionError(13, "Permission denied", "samples")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("ff_flower.unlearning.purge.drop_copies", locked)
+        done = call(uploaded, "--owner", 3)
+        assert done.exit_code == FAILED and "cannot be removed" in done.output and "nothing was changed" not in done.output
+        assert call(uploaded).exit_code == FAILED
+    obstacle = uploaded / "certificates" / "forget-1.html.part"
+    obstacle.mkdir(parents=True)
+    done = call(uploaded)
+    assert done.exit_code == FAILED and "cannot be written" in done.output
+    obstacle.rmdir()
+    assert call(uploaded).exit_code == 0 and (uploaded / "certificates" / "forget-1.json").is_file()
 
 
 def test_twice_says_so(uploaded):

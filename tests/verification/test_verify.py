@@ -86,6 +86,18 @@ def poison(path):
     save_file(tensors, path)
 
 
+def retype(path, dtype):
+    """Write a file's tensors in another dtype."""
+    save_file({name: tensor.to(dtype) for name, tensor in load_file(path).items()}, path)
+
+
+def instead(path, make):
+    """Put something that is no file in a file's place."""
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    make(path)
+
+
 def relabel(folder, **changes):
     """Put in a module's place one that says something else of itself, under its own right name."""
     path = first(folder, "modules/*.safetensors")
@@ -141,12 +153,19 @@ DAMAGES = {
         lambda run: (run / "label_distribution.json").write_text('{"classes": {}, "counts": [3]}'),
         "label-table",
     ),
+    "a count in words": (
+        lambda run: edit_json(run / "label_distribution.json", lambda one: one["counts"][0].__setitem__(0, "three")),
+        "json",
+    ),
     "a ledger of another kind": (lambda run: (run / "ledger.jsonl").write_text("[3]"), "json"),
     "sites of another kind": (lambda run: (run / "sites.json").write_text("[3]"), "spec"),
     "a tombstone of another kind": (lambda run: (run / "forgotten.json").write_text("[3]"), "spec"),
     "the ledger": (lambda run: (run / "ledger.jsonl").write_text(""), "ledger"),
     "a classifier's bit": (lambda run: flip(run / "classifiers/server.safetensors"), "receipt"),
     "a classifier's NaN": (lambda run: poison(run / "classifiers/server.safetensors"), "weights"),
+    "a classifier at an eighth": (lambda run: retype(run / "classifiers/server.safetensors", torch.float8_e4m3fn), "weights"),
+    "a classifier at double": (lambda run: retype(run / "classifiers/server.safetensors", torch.float64), "weights"),
+    "logits at an eighth": (lambda run: retype(run / "nodes/1/logits.safetensors", torch.float8_e4m3fn), "weights"),
     "a node's classifier": (
         lambda run: shutil.copy(run / "nodes/0/logits.safetensors", run / "nodes/0/weights.safetensors"),
         "weights",
@@ -155,6 +174,28 @@ DAMAGES = {
     "a strange file": (lambda run: (run / "modules/notes.txt").write_text("hello"), "unexpected"),
     "a link": (lambda run: (run / "nodes/1/fit.json").with_name("link").symlink_to(run / "spec.json"), "unexpected"),
 }
+
+
+NO_FILES = (
+    *("spec.json", "metrics.json", "label_distribution.json", "receipts.json", "forgotten.json", "sites.json", "ledger.jsonl"),
+    *("nodes/1/fit.json", "nodes/1/answer.json", "nodes/1/logits.safetensors", "nodes/1/weights.safetensors"),
+    *("classifiers/server.safetensors", "modules/*.safetensors", "modules/*.sig"),
+    *(f"modules/quarantine/{'1' * 64}.{kind}" for kind in ("json", "refused")),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        *((name, os.mkfifo) for name in NO_FILES),
+        *((name, make) for name in NO_FILES[-2:] for make in (os.mkdir, lambda path: path.symlink_to("/dev/zero"))),
+    ],
+)
+def test_what_is_no_plain_file_is_named_and_never_opened(copied, policy, name, make):
+    """A pipe, a folder or a link in the place of any file of a run is found, and nothing waits for its end."""
+    path = first(copied, name) if "*" in name else copied / name
+    instead(path, make)
+    assert (path.relative_to(copied).as_posix(), "unexpected") in broken(copied, policy)
 
 
 @pytest.mark.parametrize("name", DAMAGES)
