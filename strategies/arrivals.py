@@ -15,15 +15,16 @@ QUIET_SECONDS = 60.0
 class ArrivalGrid(Grid):
     """Flower's grid, with a ``send_and_receive`` that hands over every reply as soon as it is there.
 
-    Flower's own keeps all replies to itself until the last one has come, or the time is over.
+    Flower's own keeps all replies to itself until the last one has come, or the time is over, and fails where a node has gone
+    since the message to it was made.
 
     Parameters
     ----------
     grid : Grid
         Where the nodes are.
-    take : callable from Message
+    take : callable from Message, optional
         Receives every reply, once, in the order of arrival.
-    wait : callable from collection of int
+    wait : callable from collection of int, optional
         Told the ids of the nodes that have not replied, whenever none has for ``quiet_seconds``.
     quiet_seconds : float
         How long nothing may come before ``wait`` is called.
@@ -32,8 +33,8 @@ class ArrivalGrid(Grid):
     def __init__(
         self,
         grid: Grid,
-        take: Callable[[Message], None],
-        wait: Callable[[Collection[int]], None],
+        take: Callable[[Message], None] = lambda reply: None,
+        wait: Callable[[Collection[int]], None] = lambda nodes: None,
         quiet_seconds: float = QUIET_SECONDS,
     ) -> None:
         self.grid, self.take, self.wait, self.quiet_seconds = grid, take, wait, quiet_seconds

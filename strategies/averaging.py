@@ -55,7 +55,7 @@ class RepeatableAveraging(FedAvg):
 
     def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
         """Run the rounds as Flower does, but wait for nobody to whom Flower could not send: its own grid would end the run."""
-        return super().start(ArrivalGrid(grid, lambda message: None, lambda nodes: None), *args, **kwargs)
+        return super().start(ArrivalGrid(grid), *args, **kwargs)
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """Send the global weights to every node that was there in the first round; who is gone since is missing."""

@@ -14,6 +14,7 @@ from ff_flower.metrics import ClassificationMetrics, classification_metrics, mea
 from ff_flower.reports import busy_seconds
 from ff_flower.seeding import derive_seed
 
+from .arrivals import ArrivalGrid
 from .averaging import RepeatableAveraging, RoundHistory
 from .nodes import Failure, check_answer, in_partition_order, instructions, missing_nodes, wait_for_nodes
 from .outcome import Outcome
@@ -49,7 +50,8 @@ def run_local(grid: Grid, splits: Splits, outcome: Outcome, device: torch.device
     nodes = wait_for_nodes(grid, spec.num_clients, spec.connect_timeout)
     content = request_records(spec, range(spec.num_clients))
     messages = instructions(content, nodes, "evaluate.local", spec.timeout)
-    contents, failures = in_partition_order(grid.send_and_receive(messages, timeout=spec.timeout), nodes, spec.num_clients)
+    replies = ArrivalGrid(grid).send_and_receive(messages, timeout=spec.timeout)
+    contents, failures = in_partition_order(replies, nodes, spec.num_clients)
     scores, answers = {}, []
     for partition, reply in contents.items():
         try:

@@ -11,6 +11,7 @@ from ff_flower.messages import forget_records, read_forgotten
 from ff_flower.run_directory import RunDirectory
 from ff_flower.unlearning import CONFIRMATIONS, Tombstone, participants
 
+from .arrivals import ArrivalGrid
 from .introductions import Roll
 from .nodes import in_partition_order, instructions, wait_for_nodes
 
@@ -52,7 +53,8 @@ def tell_nodes(grid: Grid, spec: RunSpec, directory: RunDirectory, roll: Roll | 
         nodes = sorted(roll.nodes.values())
     content = forget_records(spec, module_ids, roll.federation if roll else None)
     patience = min(spec.timeout, FORGET_SECONDS)
-    replies = grid.send_and_receive(instructions(content, nodes, "query.forget", patience), timeout=patience)
+    messages = instructions(content, nodes, "query.forget", patience)
+    replies = ArrivalGrid(grid).send_and_receive(messages, timeout=patience)
     contents, failures = in_partition_order(replies, nodes, spec.num_clients, roll.partitions if roll else None)
     confirmed, reasons = dict(kept or {}), [failure.reason for failure in failures]
     for partition, reply in contents.items():

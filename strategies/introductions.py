@@ -15,6 +15,7 @@ from ff_flower.federation import Enrolment, Federation, Introduction, enrol
 from ff_flower.messages import read_introduction, request_records
 from ff_flower.run_directory import RunDirectory
 
+from .arrivals import ArrivalGrid
 from .nodes import STANDSTILL_SECONDS, Failure, instructions, last_line
 
 logger = logging.getLogger("flwr")
@@ -161,7 +162,7 @@ def _introduce(grid: Grid, spec: RunSpec, nodes: list[int]) -> dict[int, Introdu
     patience = min(spec.timeout, max(spec.connect_timeout, INTRODUCTION_SECONDS))
     messages = instructions(content, nodes, "query.introduce", patience)
     told: dict[int, Introduction | Failure] = dict.fromkeys(nodes, Failure(-1, "a node did not introduce itself in time"))
-    for reply in grid.send_and_receive(messages, timeout=patience):
+    for reply in ArrivalGrid(grid).send_and_receive(messages, timeout=patience):
         node = reply.metadata.src_node_id
         if reply.has_error():
             told[node] = Failure(-1, f"a node cannot take part: {last_line(reply.error.reason or '')}")

@@ -15,6 +15,7 @@ from ff_flower.federation import Tally
 from ff_flower.messages import count_bytes, file_record, read_tally, request_records
 from ff_flower.metrics import ClassificationMetrics, metrics_of_counts
 
+from .arrivals import ArrivalGrid
 from .introductions import Roll
 from .nodes import Failure, in_partition_order, instructions
 from .outcome import Outcome
@@ -87,7 +88,7 @@ def _ask(
         outcome.ledger.add("down", "classifiers", num_bytes, partition)
     logger.info("scores: %d classifiers, %.2f MB to each of %d sites", len(files), num_bytes / 1e6, len(nodes))
     messages = instructions(content, nodes, "evaluate.score", spec.timeout)
-    replies = grid.send_and_receive(messages, timeout=spec.timeout)
+    replies = ArrivalGrid(grid).send_and_receive(messages, timeout=spec.timeout)
     contents, failures = in_partition_order(replies, list(nodes), spec.num_clients, nodes)
     tallies = {}
     for partition, reply in contents.items():

@@ -298,6 +298,25 @@ def test_a_node_that_is_gone_is_missing_from_the_rounds_after(tmp_path):
     assert len(directory.read_json("rounds.json")) == 3
 
 
+class UnreachableGrid(LosingGrid):
+    """A grid of which the node of partition 2 is listed, and gone when it is sent anything."""
+
+    def _gone(self, node_id):
+        return self.contexts[node_id].node_config["partition-id"] == 2
+
+    def get_node_ids(self):
+        """Return all nodes."""
+        return LocalGrid.get_node_ids(self)
+
+
+@pytest.mark.parametrize("method", ["local", "fedavg"])
+def test_a_node_that_goes_while_it_is_asked_is_missing(method, tmp_path):
+    """Who is listed and cannot be sent to any more is named as missing, and the others' results are there."""
+    spec = tiny(tmp_path, method=method)
+    metrics = run(UnreachableGrid(app, spec.num_clients), spec).read_json("metrics.json")
+    assert {one["partition"] for one in metrics["missing"]} == {2} and metrics["results"]
+
+
 def test_a_second_attempt_counts_its_own_bytes_alone(fedavg, tmp_path):
     """Rounds are not resumed: a run made again costs, and reports, what one run costs."""
     copy = fedavg.copy(tmp_path)
