@@ -145,7 +145,11 @@ class _Compiled(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.compiled: Callable[..., Any] | None = torch.compile(network, dynamic=False)
+        self.compiled: Callable[..., Any] | None = None
+        try:
+            self.compiled = torch.compile(network, dynamic=False)
+        except RuntimeError as error:  # a torch that does not compile on this Python
+            _leave_out(str(error))
 
     def forward(self, *inputs: Tensor) -> Any:
         """Return what the network does."""

@@ -48,7 +48,8 @@ COMPARED = 32  # samples of two modules that are compared one by one
 def check_cost(manifest: ModuleManifest) -> None:
     """Refuse a module that would take gigabytes or hours to sample; nothing is built, and no tensor is needed.
 
-    What building it costs is bounded by its file: its tensors are compared with its settings before memory is taken.
+    What building it costs is bounded by its file: its tensors are compared with its settings before memory is taken; on a
+    GPU the Gaussian's directions are then filled up to as many as the settings allow, 200 MB at most.
 
     Raises
     ------

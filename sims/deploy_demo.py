@@ -17,7 +17,7 @@ from .processes.deployment import Deployment, SiteNode
 from .processes.session import FlowerSession
 from .processes.superlink import RunOutcome
 from .report import gaps, run_tables, show
-from .run import APP, FAILED, PARTIAL, Finished, Settings, execute, follow, keep_log, refusing, resolve_spec
+from .run import APP, FAILED, PARTIAL, Finished, Settings, execute, follow, refusing, resolve_spec
 
 SITES = {"Clinic-North": (0, 1, 2, 3), "Clinic-South": (4, 5, 6), "Clinic-West": (7, 8, 9)}
 SETTINGS = ("data.name=sites", f"num-clients={len(SITES)}", "connect-timeout=90", "timeout=900", "server-threads=1")
@@ -63,7 +63,8 @@ def rehearse(spec: RunSpec, folders: Mapping[str, Path], out: Path, tell: Callab
     places = ",".join(f"{name}=folder:{folder}" for name, folder in folders.items())
     data = spec.data.model_copy(update={"sites": places})
     with FlowerSession() as session:
-        return execute(session, spec.model_copy(update={"data": data, "out": str(out)}), tell=tell)
+        rehearsal = spec.model_copy(update={"data": data, "out": str(out)})
+        return execute(session, rehearsal, tell=tell, logs=Path(spec.out))
 
 
 def differing(one: Path, other: Path) -> list[str]:
@@ -126,7 +127,6 @@ def main(
             tell("the same job in simulation")
             rehearsed = rehearse(spec, folders, Path(folder) / "rehearsal", tell)
             if rehearsed.metrics is None:
-                tell(keep_log(spec, rehearsed.log))
                 raise RunError(f"the rehearsal failed: {rehearsed.error}")
             if names := differing(finished.directory, rehearsed.directory):
                 raise RunError(f"deployment and simulation differ in {', '.join(names)}; threads and device must be equal")

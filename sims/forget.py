@@ -93,7 +93,7 @@ def plan_work(spec: RunSpec, run: Path, *, requested: bool, rebuild: bool, proof
             f"then `ff-flower forget {run}`, which writes the certificate"
         )
         return Work()
-    scratch = None if proof is None else lambda other: _in_flower(other.model_copy(update={"out": str(proof)}), tell)
+    scratch = None if proof is None else lambda other: _in_flower(other, tell, proof)
     if asks_nodes:
         return Work(lambda one: _in_flower(one, tell), scratch, "the nodes of a simulation in Flower, and the server")
     return Work(_at_the_server, scratch, "the server alone")
@@ -123,10 +123,11 @@ def _at_the_server(spec: RunSpec) -> None:
     run(None, spec)
 
 
-def _in_flower(spec: RunSpec, tell: Tell) -> RunDirectory:
-    """Run ``spec`` in a simulation; RunError where it fails."""
+def _in_flower(spec: RunSpec, tell: Tell, out: Path | None = None) -> RunDirectory:
+    """Run ``spec`` in a simulation, perhaps with its results elsewhere; RunError where it fails."""
+    there = spec if out is None else spec.model_copy(update={"out": str(out)})
     with FlowerSession() as session:
-        finished = execute(session, spec, tell=tell)
+        finished = execute(session, there, tell=tell, logs=Path(spec.out))
     if finished.metrics is None:
         raise RunError(finished.error)
     return RunDirectory(finished.directory)

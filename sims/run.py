@@ -168,6 +168,7 @@ def execute(
     *,
     tell: Callable[[str], None] = print,
     verbose: bool = False,
+    logs: Path | None = None,
 ) -> Finished:
     """Run ``spec`` to its end.
 
@@ -183,6 +184,8 @@ def execute(
         Receives progress, line by line.
     verbose : bool
         Whether Flower's and Ray's whole log is told.
+    logs : Path, optional
+        Folder of ``failed.log``; by default that of the run directories.
 
     Raises
     ------
@@ -196,7 +199,7 @@ def execute(
             APP, spec.flat(), num_supernodes=spec.num_clients, num_cpus=share.cpus, num_gpus=share.gpus, stream=stream
         )
 
-    return follow(submit, spec, tell=tell, verbose=verbose)
+    return follow(submit, spec, tell=tell, verbose=verbose, logs=logs)
 
 
 def follow(
@@ -205,6 +208,7 @@ def follow(
     *,
     tell: Callable[[str], None] = print,
     verbose: bool = False,
+    logs: Path | None = None,
 ) -> Finished:
     """Tell what a run logs, and find what it leaves: its run directory, or ``failed.log`` beside it.
 
@@ -218,6 +222,8 @@ def follow(
         Receives progress, line by line.
     verbose : bool
         Whether Flower's and Ray's whole log is told.
+    logs : Path, optional
+        Folder of ``failed.log``; by default that of the run directories.
 
     Raises
     ------
@@ -238,7 +244,7 @@ def follow(
     try:
         outcome = submit(stream)
     except RunError as lost:
-        tell(keep_log(spec, [*log, str(lost)]))
+        tell(keep_log(logs or Path(spec.out), [*log, str(lost)]))
         raise
     for shown in quiet.close():
         tell(shown)
@@ -248,13 +254,13 @@ def follow(
     error = quiet.errors[-1] if quiet.errors else outcome.details or f"Flower ended it as {outcome.status}"
     if verbose or not quiet.errors:
         tell(f"ERROR: {error}")
-    tell(keep_log(spec, log))
+    tell(keep_log(logs or Path(spec.out), log))
     return Finished(directory, None, error, tuple(log))
 
 
-def keep_log(spec: RunSpec, log: Sequence[str]) -> str:
-    """Write the log of a run that failed to ``failed.log`` beside the runs; return where it is, or why it is not there."""
-    kept = Path(spec.out) / "failed.log"
+def keep_log(folder: Path, log: Sequence[str]) -> str:
+    """Write the log of a run that failed to ``failed.log`` in a folder; return where it is, or why it is not there."""
+    kept = folder / "failed.log"
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text("\n".join([*log, ""]), encoding="utf-8")

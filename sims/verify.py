@@ -45,7 +45,7 @@ def signature_policy(run: Path, public_keys: str) -> SignaturePolicy:
     try:
         stored = json.loads(spec.read_text(encoding="utf-8")) if spec.is_file() else {}
         required, own = stored.get("trust.require-signature") is True, str(stored.get("trust.public-keys", ""))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         required, own = False, ""
     if public_keys:
         return SignaturePolicy.read(public_keys, required)

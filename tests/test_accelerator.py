@@ -113,6 +113,22 @@ def test_without_a_compiler_a_network_computes_as_it_is(
     assert compiler.calls == 1
 
 
+def test_a_torch_that_does_not_compile_at_all_leaves_the_network(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where ``torch.compile`` itself refuses, as on a Python that it does not know, a network computes as it is."""
+
+    def compiler(network: nn.Module, dynamic: bool) -> Callable[..., Any]:
+        raise RuntimeError("Dynamo is not supported on this Python")
+
+    with caplog.at_level("INFO", logger="flwr"):
+        network, accelerated = _accelerated(monkeypatch, compiler)
+    assert torch.equal(accelerated(torch.ones(4, 2)), network(torch.ones(4, 2)))
+    assert [record.getMessage() for record in caplog.records] == [
+        "torch.compile is left out: Dynamo is not supported on this Python"
+    ]
+
+
 def test_what_fails_once_is_not_tried_with_the_next_network(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -135,7 +135,7 @@ class DiffusionModule(GenerativeModule[UNetSpecT]):
             empty = module._build(GaussianPrior.isotropic(math.prod(image_shape), rank))
         check_state(state, {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}, cls.kind)
         prior = GaussianPrior(*(state[f"model.prior.{name}"] for name in ("directions", "deviations", "floor")))
-        network = seeded(lambda: module._build(prior.padded(module.spec.rank)), seed=0)
+        network = seeded(lambda: module._build(module._of_one_shape(prior)), seed=0)
         network.load_state_dict({**state, **network.model.prior.state_dict(prefix="model.prior.")})
         module._take(network, rank)
         return module
@@ -154,13 +154,17 @@ class DiffusionModule(GenerativeModule[UNetSpecT]):
         unet = UNet(2 * channels, channels, spec.channels, spec.depth, spec.patch, spec.levels, conditions)
         return StandardizedModel(self.model_class(unet, prior), self.image_shape, spec, self._levels)
 
+    def _of_one_shape(self, prior: GaussianPrior, compiled: bool = False) -> GaussianPrior:
+        """Return the prior with all the directions that the spec allows where networks are compiled, once for all classes."""
+        return prior.padded(self.spec.rank) if compiled or self.device.type == "cuda" else prior
+
     def _fit(self, images: Tensor, seed: int, options: FitOptions) -> None:
         kept, held = split_holdout(to_unit(images), options.holdout, seed)
-        rows, origins = shuffled_copies(kept, self.spec.symmetry, seed)
+        rows = shuffled_copies(kept, self.spec.symmetry, seed)
         if self.spec.augmentation:  # what the Gaussian does not expect, its error would weigh far too much
             rows, _ = augment_and_tell(rows, self.spec.augmentation, generator(seed, "told rows"))
-        prior, centre, scale = GaussianPrior.fit(rows.flatten(1), self.spec.rank, seed, origins)
-        network = seeded(lambda: self._build(prior.padded(self.spec.rank)), derive_seed(seed, "init"))
+        prior, centre, scale = GaussianPrior.fit(rows.flatten(1), self.spec.rank, seed)
+        network = seeded(lambda: self._build(self._of_one_shape(prior, options.compile_on_cpu)), derive_seed(seed, "init"))
         network.centre.copy_(centre.reshape(self.image_shape))
         network.scale.copy_(scale)
         network = place(network, self.device)
@@ -189,19 +193,16 @@ def symmetric_copies(images: Tensor, symmetry: str) -> Iterator[Tensor]:
     yield from (torch.rot90(side, turn, (2, 3)) for side in sides for turn in turns)
 
 
-def shuffled_copies(images: Tensor, symmetry: str, seed: int, most: int = ROWS) -> tuple[Tensor, Tensor]:
-    """Return `symmetric_copies` in random order, at most ``most``, and which image each is a copy of.
-
-    The first is (m, C, H, W), what a class's Gaussian is fitted to; the second (m,) int64.
-    """
+def shuffled_copies(images: Tensor, symmetry: str, seed: int, most: int = ROWS) -> Tensor:
+    """Return `symmetric_copies` in random order, at most ``most`` of them: what a class's Gaussian is fitted to."""
     count = sum(1 for _ in symmetric_copies(images[:1], symmetry))
     chosen = torch.randperm(count * len(images), generator=generator(seed, "rows"))[:most]
-    elements, origins = chosen // len(images), chosen % len(images)
+    elements, numbers = chosen // len(images), chosen % len(images)
     copies = torch.empty((len(chosen), *images.shape[1:]))
     for element in range(count):
         mine = elements == element
-        copies[mine] = next(islice(symmetric_copies(images[origins[mine]], symmetry), element, None))
-    return copies, origins
+        copies[mine] = next(islice(symmetric_copies(images[numbers[mine]], symmetry), element, None))
+    return copies
 
 
 def symmetry_policy(symmetry: str) -> AugmentationPolicy:

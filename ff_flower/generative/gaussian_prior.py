@@ -6,11 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..seeding import generator, library_seed
+from ..seeding import library_seed
 
 ROWS = 8192
 SMALLEST = 1e-2
-FEWEST = 8  # images of which a quarter can be left out
 
 
 class GaussianPrior(nn.Module):
@@ -46,11 +45,12 @@ class GaussianPrior(nn.Module):
         return cls(torch.zeros(rank, pixels), torch.ones(rank), torch.ones(()))
 
     @classmethod
-    def fit(cls, rows: Tensor, rank: int, seed: int, origins: Tensor | None = None) -> tuple["GaussianPrior", Tensor, Tensor]:
-        """Fit probabilistic principal components (Tipping & Bishop 1999).
+    def fit(cls, rows: Tensor, rank: int, seed: int) -> tuple["GaussianPrior", Tensor, Tensor]:
+        """Fit principal components, and one variance for all other directions.
 
-        What images leave of the directions that were fitted to them says little of what others would where they are fewer than
-        pixels; the floor is then what a quarter of the images leave of directions that the others have.
+        Where images are more than pixels these are probabilistic principal components (Tipping & Bishop 1999). Where they are
+        fewer, what they leave is spread over as many directions as there are images less ``rank``, not over all pixels: other
+        images leave more than those that the directions were fitted to.
 
         Parameters
         ----------
@@ -61,8 +61,6 @@ class GaussianPrior(nn.Module):
             directions as images nothing would be left that tells how other images vary in all the others.
         seed : int
             Seed of the randomized decomposition.
-        origins : Tensor, optional
-            (n,) int64: which image each row is a copy of; by default none is a copy.
 
         Returns
         -------
@@ -70,16 +68,20 @@ class GaussianPrior(nn.Module):
             The prior of (rows - centre) / scale, the centre (D,) and the scale (). All are rounded to float16, in which a
             module file holds them by default: what the network is trained on is then what will be sampled from.
         """
+        from sklearn.decomposition import PCA
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
         centre = _rounded(rows.mean(0))
         scale = _rounded((rows - centre).square().mean().sqrt().clamp_min(0.05))
         standard = (rows - centre) / scale
         rank = min(rank, len(standard) // 2, standard.shape[1] - 1)
         if rank < 1:
             return cls.isotropic(rows.shape[1]), centre, scale
-        _, directions, variances, left = _principal_components(standard, rank, seed)
-        if len(standard) < standard.shape[1]:
-            left = _left_by_others(standard, torch.arange(len(rows)) if origins is None else origins, rank, seed) or left
-        deviations, floor = (one.sqrt().clamp_min(SMALLEST) for one in (variances, torch.tensor(left)))
+        with threadpool_limits(1):
+            pca = PCA(rank, random_state=library_seed(seed, "prior")).fit(standard.numpy())
+        deviations = torch.from_numpy(pca.explained_variance_).float().sqrt().clamp_min(SMALLEST)
+        floor = torch.tensor(float(pca.noise_variance_)).sqrt().clamp_min(SMALLEST)
+        directions = torch.from_numpy(pca.components_).float().contiguous()
         return cls(_rounded(directions), _rounded(deviations), _rounded(floor)), centre, scale
 
     def padded(self, rank: int) -> "GaussianPrior":
@@ -125,32 +127,6 @@ class GaussianPrior(nn.Module):
         rank, pixels = self.directions.shape
         along, rest = value(self.deviations.square()), value(self.floor.square()[None])
         return (along.sum(1) + (pixels - rank) * rest.squeeze(1)) / pixels
-
-
-def _principal_components(rows: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Return the mean (D,), the ``rank`` directions (r, D), the variances along them (r,), and that in each other direction."""
-    from sklearn.decomposition import PCA
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-
-    with threadpool_limits(1):
-        pca = PCA(rank, random_state=library_seed(seed, "prior")).fit(rows.numpy())
-    mean, directions, variances = (
-        torch.from_numpy(array).float().contiguous() for array in (pca.mean_, pca.components_, pca.explained_variance_)
-    )
-    return mean, directions, variances, float(pca.noise_variance_)
-
-
-def _left_by_others(rows: Tensor, origins: Tensor, rank: int, seed: int) -> float | None:
-    """Return the variance, in each other direction, of a quarter of the images around those of the rest; None of very few."""
-    images = torch.unique(origins)
-    if len(images) < FEWEST:
-        return None
-    chosen = images[torch.randperm(len(images), generator=generator(seed, "floor"))[: 3 * len(images) // 4]]
-    known = torch.isin(origins, chosen)
-    mean, directions, *_ = _principal_components(rows[known], min(rank, int(known.sum()) // 2), seed)
-    others = rows[~known] - mean
-    rest = others - others @ directions.T @ directions
-    return float(rest.square().sum(1).mean()) / (rows.shape[1] - len(directions))
 
 
 def _rounded(tensor: Tensor) -> Tensor:

@@ -113,7 +113,7 @@ class Training:
                 self._save(self.options.checkpoint)
                 saved = time.monotonic()
         if self.options.checkpoint and self.options.keep_checkpoint:
-            self._save(self.options.checkpoint)
+            self._keep(self.options.checkpoint)
         elif self.options.checkpoint and self.options.checkpoint.exists():
             self.options.checkpoint.unlink()
         return self.best if self._watched else self.average
@@ -165,6 +165,13 @@ class Training:
         told = math.floor(after * REPORTS) > math.floor(before * REPORTS) or after >= 1
         if self.options.progress is not None and told:
             self.options.progress(self.images_shown, min(after, 1.0), float(self.recent))
+
+    def _keep(self, path: Path) -> None:
+        """Write what a finished fit can be had from again; without that it is had once, from here."""
+        try:
+            self._save(path)
+        except RunError as error:
+            logger.warning("a finished fit's checkpoint is left out: %s", error)
 
     def _save(self, path: Path) -> None:
         """Write everything that the next step depends on, whole or not at all."""

@@ -140,8 +140,8 @@ class VAEModule(GenerativeModule[VAESpec]):
 
     def _fit(self, images: Tensor, seed: int, options: FitOptions) -> None:
         kept, held = split_holdout(to_unit(images), options.holdout, seed)
-        rows, origins = shuffled_copies(kept, self.spec.symmetry, seed)
-        prior, centre, scale = GaussianPrior.fit(rows.flatten(1), self.spec.latent, seed, origins)
+        rows = shuffled_copies(kept, self.spec.symmetry, seed)
+        prior, centre, scale = GaussianPrior.fit(rows.flatten(1), self.spec.latent, seed)
         network = seeded(lambda: Autoencoder(self.spec, self.image_shape), derive_seed(seed, "init"))
         network.centre.copy_(centre.reshape(self.image_shape))
         network.scale.copy_(scale)
@@ -150,10 +150,10 @@ class VAEModule(GenerativeModule[VAESpec]):
         best = training.run()
         assert isinstance(best, Autoencoder)
         self.images_shown = training.images_shown
-        self._take(self._second_stage(best, rows[:ROWS], origins[:ROWS], seed))
+        self._take(self._second_stage(best, rows[:ROWS], len(kept), seed))
 
     @torch.no_grad()
-    def _second_stage(self, network: Autoencoder, rows: Tensor, origins: Tensor, seed: int) -> LatentSampler:
+    def _second_stage(self, network: Autoencoder, rows: Tensor, distinct: int, seed: int) -> LatentSampler:
         """Fit the mixture to posterior samples of the images, and the texture to what the decoder leaves of them."""
         latents, rest = [], []
         random = generator(seed, "latents", device=self.device)
@@ -165,9 +165,9 @@ class VAEModule(GenerativeModule[VAESpec]):
                 latents.append(mean + (log_variance / 2).exp() * noise)
                 if self.spec.texture:
                     rest.append((images - network.decoder(latents[-1])).cpu())
-        mixtures = max(1, min(self.spec.mixtures, len(torch.unique(origins)) // self.spec.images_per_mixture))
+        mixtures = max(1, min(self.spec.mixtures, distinct // self.spec.images_per_mixture))
         density, *_ = GaussianMixtureDensity.fit(torch.cat(latents).cpu(), mixtures, self.spec.regularization, seed, rounds=30)
-        texture = _texture(torch.cat(rest).flatten(1), origins, self.spec.rank, seed) if self.spec.texture else None
+        texture = _texture(torch.cat(rest).flatten(1), self.spec.rank, seed) if self.spec.texture else None
         sampler = LatentSampler(network.decoder, density, texture, self.image_shape)
         sampler.centre.copy_(network.centre)
         sampler.scale.copy_(network.scale)
@@ -188,7 +188,7 @@ class VAEModule(GenerativeModule[VAESpec]):
         return standardized * sampler.scale + sampler.centre
 
 
-def _texture(rest: Tensor, origins: Tensor, rank: int, seed: int) -> GaussianPrior:
-    """Return the Gaussian of what the decoder leaves (n, D) of the images ``origins`` (n,), in units of standardized images."""
-    standard, _, scale = GaussianPrior.fit(rest, rank, derive_seed(seed, "texture"), origins)
+def _texture(rest: Tensor, rank: int, seed: int) -> GaussianPrior:
+    """Return the Gaussian of what the decoder leaves (n, D), in units of standardized images."""
+    standard, _, scale = GaussianPrior.fit(rest, rank, derive_seed(seed, "texture"))
     return GaussianPrior(standard.directions, standard.deviations * scale, standard.floor * scale)

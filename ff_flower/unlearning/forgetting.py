@@ -115,10 +115,20 @@ def waits_for_nodes(directory: RunDirectory, spec: RunSpec) -> bool:
 
 
 def _take_out(directory: RunDirectory, spec: RunSpec, wanted: Exclusion, reason: str) -> str:
-    """Purge what the tombstone names, and write there and purge what is ``wanted``; return why a purge is not complete."""
+    """Purge what the tombstone names, and write there and purge what is ``wanted``; return why a purge is not complete.
+
+    Raises
+    ------
+    RunError
+        Where an earlier request cannot be carried out, so that this one is not taken.
+    """
     caches = caches_of(spec, directory.path)
-    if (error := _purge(directory, spec, caches)) or not wanted:
+    if error := _purge(directory, spec, caches):
+        if wanted:
+            raise RunError(f"{wanted} is not forgotten, since an earlier request is not carried out yet: {error}")
         return error
+    if not wanted:
+        return ""
     tombstone = Tombstone.read(directory.path)
     tombstone.with_entry(plan(directory, spec, wanted, reason, caches)).write(directory)
     return _purge(directory, spec, caches)
@@ -168,7 +178,7 @@ def _conclude(
         except FederatedFactoryError as caught:
             error = str(caught)
     directory = RunDirectory(directory.path)  # the receipts are another process's by now
-    if work.rebuild is not None and not error and (lost := _lost(directory)):
+    if not error and (lost := _lost(directory)):
         reasons = "; ".join(f"node {partition}: {reason}" for partition, reason in lost.items())
         error = f"nodes are missing that were there before ({reasons}); forget again without naming anybody, and they are asked"
     rebuilt = work.rebuild is not None and not error

@@ -94,7 +94,7 @@ class RunContents:
         try:
             stored = json.loads((path / "spec.json").read_text(encoding="utf-8"))
             version, said = stored.pop("format_version", None), stored.pop("digest", None)
-        except (OSError, ValueError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
             return Finding("spec.json", "spec", f"cannot be read ({error})")
         if version != FORMAT_VERSION:
             return Finding("spec.json", "format-version", f"{version!r}; this program reads {FORMAT_VERSION}")
@@ -106,7 +106,7 @@ class RunContents:
             sites = path / "sites.json"
             told = json.loads(sites.read_text(encoding="utf-8")) if sites.exists() else None
             federation = None if told is None else Federation.from_json(json.dumps(told["federation"]))
-        except (FederatedFactoryError, OSError, ValueError, KeyError, TypeError) as error:
+        except (FederatedFactoryError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             return Finding("spec.json", "spec", str(error))
         return cls(path, stored, spec, tombstone, federation)
 

@@ -79,7 +79,7 @@ def check_results(run: RunContents) -> Iterator[Finding]:
         return
     try:
         totals = Ledger.read(run.path / "ledger.jsonl").totals()
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         yield Finding("ledger.jsonl", "json", f"it cannot be read ({error})")
         return
     if totals != metrics.get("bytes"):

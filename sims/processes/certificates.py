@@ -16,7 +16,7 @@ from ff_flower.errors import ConfigError
 
 LOOPBACK = ("localhost", "127.0.0.1")  # the SuperLink's own processes reach it there
 AUTHORITY, AUTHORITY_KEY, SERVER, SERVER_KEY = "ca.crt", "ca.key", "server.pem", "server.key"
-_LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_LABEL = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOST = re.compile(rf"(?:\*\.)?(?:{_LABEL}\.)*(?![0-9]+\Z){_LABEL}")
 
 
@@ -122,7 +122,7 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         if not _HOST.fullmatch(host):
-            rule = "must be an address, or a name of letters a-z, digits, dots and hyphens"
+            rule = "must be an address, or a name of letters a-z, digits, dots, hyphens and underscores"
             remedy = "leave out the port, and write a name with other letters in its ASCII form (xn--...)"
             raise ConfigError(f"host {host!r}: {rule}; {remedy}") from None
         return x509.DNSName(host)

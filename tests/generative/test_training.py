@@ -240,6 +240,14 @@ def test_a_finished_fit_is_there_at_once(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_finished_fit_needs_no_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the checkpoint of a finished fit cannot be written the fit is there all the same, and the log says so."""
+    (tmp_path / "file").touch()
+    with caplog.at_level("WARNING", logger="flwr"):
+        trained, _ = _train(checkpoint=tmp_path / "file" / "fit", keep_checkpoint=True)
+    assert trained.step == SPEC.steps and "a finished fit's checkpoint is left out" in caplog.text
+
+
 def test_checkpoints_are_as_far_apart_as_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A checkpoint is written when the seconds between two have passed, not at every step."""
     monkeypatch.setattr(training, "time", Clock())

@@ -109,6 +109,8 @@ def test_who_is_lost_while_rebuilding_keeps_the_certificate_open(whole):
     spec, _ = open_run(whole)
     plan = plan_work(spec, whole, requested=False, rebuild=True, proof=None, tell=print)
     assert "nodes of a simulation" in plan.place
+    waiting = forget(whole, (), (), Work())  # as where the nodes are elsewhere
+    assert waiting.error == done.error and not certificate(waiting)["rebuild"]["done"]
     asked = []
     done = forget(whole, (), (), work(asked=asked))
     assert done.error == "" and "nodes/2/logits.safetensors" in certificate(done)["rebuild"]["files"]

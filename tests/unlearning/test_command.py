@@ -7,6 +7,7 @@ from federations import contents, copied, made
 from typer.testing import CliRunner
 
 from ff_flower.registry import ModuleRegistry
+from ff_flower.unlearning import Tombstone
 from sims.cli import app
 from sims.run import FAILED, REFUSED
 
@@ -45,6 +46,9 @@ def test_a_request_that_stands_unfinished_exits_with_1(uploaded, monkeypatch):
         done = call(uploaded, "--owner", 3)
         assert done.exit_code == FAILED and "cannot be removed" in done.output and "nothing was changed" not in done.output
         assert call(uploaded).exit_code == FAILED
+        second = call(uploaded, "--owner", 4)
+        assert second.exit_code == REFUSED and "an earlier request is not carried out yet" in second.output
+        assert [entry.exclude for entry in Tombstone.read(uploaded).entries] == ["3"]
     obstacle = uploaded / "certificates" / "forget-1.html.part"
     obstacle.mkdir(parents=True)
     done = call(uploaded)
