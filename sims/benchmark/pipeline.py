@@ -219,8 +219,11 @@ def median_seconds(function: Callable[[], object], repeats: int) -> float:
     return statistics.median(times)
 
 
-def random_images(shape: tuple[int, int, int], count: int = 96) -> Tensor:
-    """Return smooth uint8 images (count, C, H, W): the time of a fit does not depend on what they show."""
+def random_images(shape: tuple[int, int, int], count: int = 256) -> Tensor:
+    """Return smooth uint8 images (count, C, H, W): the time of a fit does not depend on what they show.
+
+    By default they are as many as the Gaussian under a network of any size needs for all its directions.
+    """
     random = generator(0, "images")
     coarse = torch.rand((count, shape[0], 4, 4), generator=random)
     fine = torch.nn.functional.interpolate(coarse, shape[1:], mode="bilinear") * 200

@@ -63,6 +63,13 @@ def test_modules_has_a_row_per_kind_and_size(tmp_path):
     assert [row["share of it %"] is not None for row in kept] == trained
 
 
+@pytest.mark.parametrize("size", throughput.SHAPES)
+def test_modules_are_measured_with_all_their_directions(size):
+    """The images that are made up for a measurement are enough for the largest Gaussian that a size allows."""
+    rank = ModuleSpec().edm.model_copy(update={"size": size}).resolved(throughput.SHAPES[size]).rank
+    assert len(pipeline.random_images((1, 8, 8))) >= 2 * rank > 0
+
+
 def test_operations_are_those_of_the_convolutions():
     """Operations per image do not depend on the batch, and grow with the network's width."""
     [load] = throughput.loads(["edm"], ["tiny"], batch=8, seconds=0.0, repeats=1, threads=1, device="cpu")
