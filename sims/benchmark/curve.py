@@ -226,8 +226,9 @@ def _image_seconds(spec: RunSpec, shape: tuple[int, int, int], device: torch.dev
 
 def _step_seconds(spec: RunSpec, shape: tuple[int, int, int], device: torch.device, repeats: int) -> float:
     """Return the seconds of one step of the classifier."""
-    images, labels, steps = random_images(shape), torch.arange(96) % 2, 4
-    network, loss = build_classifier(spec.classifier, shape[0], 2, 0), cross_entropy(labels.to(device), 0.0)
+    images, steps = random_images(shape), 4
+    labels = torch.arange(len(images), device=device) % 2
+    network, loss = build_classifier(spec.classifier, shape[0], 2, 0), cross_entropy(labels, 0.0)
     schedule = schedule_of(spec.classifier, steps)
 
     def work() -> None:
