@@ -288,7 +288,7 @@ class ModuleSpec(Spec):
         Pause between the checkpoints from which an interrupted fit continues; 0 writes none.
     compile_on_cpu : bool
         Whether the training of networks is compiled (``torch.compile``) on a CPU as it always is on a GPU. It needs a C++
-        compiler and, the first time on a machine, minutes; then fits take two thirds of the time.
+        compiler and, the first time on a machine, up to minutes; then a step takes about seven tenths of the time.
     wire_dtype : str
         Type of the weights in the module file.
     """
