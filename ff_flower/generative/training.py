@@ -167,7 +167,7 @@ class Training:
             self.options.progress(self.images_shown, min(after, 1.0), float(self.recent))
 
     def _keep(self, path: Path) -> None:
-        """Write what a finished fit can be had from again; without that it is had once, from here."""
+        """Write the checkpoint of the finished fit, where that is possible."""
         try:
             self._save(path)
         except RunError as error:
