@@ -263,9 +263,9 @@ def _environment(home: Path) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     places = {"PATH": path, "FLWR_HOME": str(home), "RAY_TMPDIR": str(home), "TMPDIR": str(home)}
     lasting = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ff-flower"
-    # What torch.compile made for a GPU would go with the session, from TMPDIR; it serves the next one too.
     if images := os.environ.get("FF_DATA"):
         places["FF_DATA"] = str(Path(images).expanduser().resolve())  # the processes of a session start elsewhere
+    # What torch.compile made would go with the session, from TMPDIR; it serves the next one too.
     return {"TORCHINDUCTOR_CACHE_DIR": str(lasting / "inductor"), **os.environ, **_ENVIRONMENT, **places}
 
 
