@@ -1,6 +1,7 @@
 # The one gate for people and for CI; `make help` lists what there is.
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 PRESET ?=
 ARGS ?=
 
@@ -44,8 +45,8 @@ attacks: setup  ## the table of attacks and poisonings: caught or not, by which 
 deploy-demo: setup  ## three sites with real images on a SuperLink with TLS and authentication, on this machine (ARGS=--compare)
 	$(BIN)/python -m sims.deploy_demo $(ARGS)
 
-test: setup  ## run the tests (ARGS="-m 'not slow'" leaves out those that start Flower)
-	$(BIN)/python -m pytest $(ARGS)
+test: setup  ## run the tests in WORKERS processes (default 2); ARGS="-m 'not slow'" leaves out those that start Flower
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder $(ARGS)
 
 check: setup  ## ruff, mypy and the direction of imports
 	$(BIN)/ruff check .

@@ -16,6 +16,32 @@ from ff_flower.registry import ModuleManifest
 
 settings.register_profile("repeatable", derandomize=True)  # the same code, the same verdict; sims/fuzz.py explores
 settings.load_profile("repeatable")
+HERE = Path(__file__).resolve().parent
+
+
+def starts_flower(path: Path) -> bool:
+    """Tell whether a file has tests that start Flower."""
+    return "mark.slow" in path.read_text(encoding="utf-8")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the tests that start Flower, which last longest, where several workers share the tests."""
+    if hasattr(config, "workerinput"):
+        first = {path: starts_flower(path) for path in {item.path for item in items}}
+        items.sort(key=lambda item: not first[item.path])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Share the tests out among workers: files that start Flower take turns, other tests stay with those of their folder."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFolder(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = HERE.parent / nodeid.partition("::")[0]
+            return "flower" if starts_flower(path) else path.relative_to(HERE).parts[0]
+
+    return ByFolder(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

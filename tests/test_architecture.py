@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("ff_flower", "strategies", "clients", "sims")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 STATIONS = [  # upstream first; a station imports only what stands above it, stations of one line do not know each other
-    {"errors", "machine"},
-    {"seeding"},
+    {"errors"},
+    {"seeding", "machine"},
     {"config"},
     {"accelerator", "environment"},
     {"data"},
