@@ -153,12 +153,19 @@ def examine(data: bytes, original: bytes, limits: ModuleLimits) -> tuple[str, Ge
     Raises
     ------
     AssertionError
-        When it loads to something else than it says.
+        When it loads to something else than it says, or to what no file may hold.
     """
     try:
         manifest, state = decode_module(data, limits)
-        if encode_module(state, manifest, limits) != data:
-            raise AssertionError("it loads, but to something that is written in other bytes")
+    except VerificationError as error:
+        return error.rule, None
+    try:
+        written = encode_module(state, manifest, limits)
+    except ModuleError as error:
+        raise AssertionError(f"it loads, but to something that is never written: {error}") from error
+    if written != data:
+        raise AssertionError("it loads, but to something that is written in other bytes")
+    try:
         check_cost(manifest)
         module = restore_module(manifest.kind, manifest.spec, manifest.image_shape, state)
     except VerificationError as error:

@@ -1,6 +1,7 @@
 """Whether a run directory is whole: one line per finding, a summary, and an exit code."""
 
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -8,8 +9,10 @@ from typing import Annotated
 import typer
 
 from ff_flower.errors import ConfigError
+from ff_flower.machine import path_of
 from ff_flower.registry import SignaturePolicy
-from ff_flower.verification import Finding, RunContents, verify_run
+from ff_flower.reports import plain_text
+from ff_flower.verification import Finding, RunContents, is_plain, verify_run
 
 from .run import FAILED, refusing
 
@@ -28,9 +31,15 @@ def main(
         print(json.dumps({"whole": not broken, "summary": told, "findings": [asdict(finding) for finding in findings]}, indent=1))
     else:
         for finding in findings:
-            print(f"{'BROKEN' if finding.broken else 'remark'}  {finding.place}: {finding.rule}: {finding.detail}")
+            place, detail = one_line(finding.place), one_line(finding.detail)
+            print(f"{'BROKEN' if finding.broken else 'remark'}  {place}: {finding.rule}: {detail}")
         print(told)
     raise typer.Exit(FAILED if broken else 0)
+
+
+def one_line(text: str) -> str:
+    """Return a text as a terminal bears it: a file's name may hold any bytes, control characters and line ends among them."""
+    return plain_text(text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def signature_policy(run: Path, public_keys: str) -> SignaturePolicy:
@@ -43,14 +52,15 @@ def signature_policy(run: Path, public_keys: str) -> SignaturePolicy:
     """
     spec = run / "spec.json"
     try:
-        stored = json.loads(spec.read_text(encoding="utf-8")) if spec.is_file() else {}
+        stored = json.loads(spec.read_text(encoding="utf-8")) if is_plain(spec, run) else {}
         required, own = stored.get("trust.require-signature") is True, str(stored.get("trust.public-keys", ""))
     except (OSError, ValueError, AttributeError, RecursionError):
         required, own = False, ""
     if public_keys:
         return SignaturePolicy.read(public_keys, required)
+    folder = _seen(own) if own else None
     try:
-        return SignaturePolicy.read(own, required and bool(own)) if own and Path(own).is_dir() else SignaturePolicy()
+        return SignaturePolicy.read(folder, required) if folder else SignaturePolicy()
     except ConfigError as error:
         raise ConfigError(f"{error}; or name another folder by --public-keys") from error
 
@@ -62,5 +72,12 @@ def summary(findings: list[Finding], run: RunContents | None) -> str:
     if run is None:
         return verdict
     files = sum(1 for _ in run.files())
-    signed = sum(module.signature() is not None for module in run.modules.values())
+    signed = sum(run.signature(module) is not None for module in run.modules.values())
     return f"{verdict}: {files} files, {len(run.modules)} modules ({signed} signed), {len(run.reports)} reports of owners"
+
+
+def _seen(folder: str) -> Path | None:
+    """Return the folder that a run names, where it is on this machine; a home may be of somebody who is not."""
+    with suppress(OSError, ValueError):
+        return path if (path := path_of(folder)).is_dir() else None
+    return None

@@ -74,7 +74,7 @@ class Tombstone:
             if wrong := [name for entry in entries for name in entry.modules if not re.fullmatch("[0-9a-f]{64}", name)]:
                 raise ValueError(f"{wrong[0]!r} is no module id")
             _ = [entry.exclusion for entry in entries]
-        except (OSError, ValueError, KeyError, TypeError, ConfigError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError, RecursionError) as error:
             raise RunError(
                 f"{path}: cannot be read ({error}); it says what this run has forgotten, so restore it from a copy, or remove "
                 "the whole run directory"

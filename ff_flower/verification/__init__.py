@@ -12,7 +12,7 @@ rule                   what is found
 ``receipt``            the output of a finished stage is missing or changed, or stands in a receipt under no plain name
 ``receipt-inputs``     a stage was finished with other inputs than the spec and modules that are here
 ``module-missing``     a module that its owner reported is neither registered nor in quarantine
-``module-unreported``  a module that no owner reported, or two did
+``module-unreported``  a module that its owner did not report, or reported for two classes
 ``claims``             a module says something else of itself than its owner reported
 ``label-table``        two files name the classes differently, or count images differently
 ``answer``             an answer is not of its node, or not about the run's classes
@@ -28,8 +28,8 @@ rule                   what is found
 A module file and its signature break the rules of `registry` and of `vetting.check_cost`.
 """
 
-from .contents import Finding, RunContents
+from .contents import Finding, RunContents, is_plain
 from .modules import OpenedModule, open_file
 from .run import verify_run
 
-__all__ = ["Finding", "OpenedModule", "RunContents", "open_file", "verify_run"]
+__all__ = ["Finding", "OpenedModule", "RunContents", "is_plain", "open_file", "verify_run"]

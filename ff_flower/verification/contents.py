@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -89,7 +91,7 @@ class RunContents:
     def read(cls, path: Path) -> "RunContents | Finding":
         """Read what everything else refers to; return why that is impossible where it is."""
         for name in ("spec.json", "forgotten.json", "sites.json"):
-            if os.path.lexists(path / name) and not is_plain(path / name):
+            if os.path.lexists(path / name) and not is_plain(path / name, path):
                 return Finding(name, "unexpected", NOT_PLAIN)
         try:
             stored = json.loads((path / "spec.json").read_text(encoding="utf-8"))
@@ -106,7 +108,7 @@ class RunContents:
             sites = path / "sites.json"
             told = json.loads(sites.read_text(encoding="utf-8")) if sites.exists() else None
             federation = None if told is None else Federation.from_json(json.dumps(told["federation"]))
-        except (FederatedFactoryError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (FederatedFactoryError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             return Finding("spec.json", "spec", str(error))
         return cls(path, stored, spec, tombstone, federation)
 
@@ -134,7 +136,7 @@ class RunContents:
 
     def json(self, name: str) -> Any:
         """Return what a JSON file holds; None where it is absent or broken, which `check_files` says."""
-        if not is_plain(self.path / name):
+        if not is_plain(self.path / name, self.path):
             return None
         try:
             return json.loads((self.path / name).read_text(encoding="utf-8"))
@@ -143,7 +145,17 @@ class RunContents:
 
     def plain_files(self, pattern: str) -> list[Path]:
         """Return the plain files that match, sorted; nothing else is ever opened, and `check_files` names it."""
-        return [path for path in sorted(self.path.glob(pattern)) if is_plain(path)]
+        return [path for path in sorted(self.path.glob(pattern)) if is_plain(path, self.path)]
+
+    def digest(self, name: str) -> str | None:
+        """Return the SHA-256 of a plain file; None where there is none that can be read."""
+        with suppress(OSError):
+            return file_digest(self.path / name) if is_plain(self.path / name, self.path) else None
+        return None
+
+    def signature(self, module: RegisteredModule) -> bytes | None:
+        """Return the signature beside a module; None where no plain file is there."""
+        return module.signature() if is_plain(module.signature_path, self.path) else None
 
     def files(self) -> Iterator[tuple[str, Path]]:
         """Yield every file and link, and every folder in a file's place, with its name inside the run directory."""
@@ -153,15 +165,20 @@ class RunContents:
                 yield name, path
 
 
-def is_plain(path: Path) -> bool:
-    """Tell whether a file can be opened without following a link, and read to its end."""
-    return path.is_file() and not path.is_symlink()
+def is_plain(path: Path, run: Path) -> bool:
+    """Tell whether a file inside ``run`` can be opened without following a link on the way, and read to its end."""
+    steps = [step for step in (path, *path.parents) if step != run and step.is_relative_to(run)]
+    try:
+        file, *folders = [step.lstat().st_mode for step in steps]
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISREG(file) and all(stat.S_ISDIR(folder) for folder in folders)
 
 
 def check_files(run: RunContents) -> Iterator[Finding]:
     """Find what does not belong there, pictures and signatures of no module, and broken JSON."""
     for name, path in run.files():
-        if not is_plain(path):
+        if not is_plain(path, run.path):
             yield Finding(name, "unexpected", NOT_PLAIN)
         elif name.endswith(".part"):
             yield Finding(
@@ -186,15 +203,15 @@ def check_receipts(run: RunContents) -> Iterator[Finding]:
     for stage, receipt in receipts.items():
         try:
             inputs, outputs = str(receipt["inputs"]), dict(receipt["outputs"])
+            places = {name: PurePosixPath(name) for name in outputs}
         except (TypeError, KeyError, ValueError):
             yield Finding("receipts.json", "receipt", f"{stage!r} has no inputs and outputs")
             continue
-        for name, digest in outputs.items():
-            place = PurePosixPath(name)
+        for name, place in places.items():
             if place.is_absolute() or ".." in place.parts or "\0" in name:
-                yield Finding(str(name)[:200], "receipt", f"an output of {stage!r} lies outside the run directory")
-            elif (found := file_digest(run.path / name)) != digest:
-                state = "missing" if found is None else "changed"
+                yield Finding(name[:200], "receipt", f"an output of {stage!r} lies outside the run directory")
+            elif (found := run.digest(name)) != outputs[name]:
+                state = "missing, or no plain file that can be read," if found is None else "changed"
                 yield Finding(name, "receipt", f"{state} since {stage!r} was finished")
         if run.current and inputs not in _inputs(run, stage):
             yield Finding("receipts.json", "receipt-inputs", f"{stage!r} was finished with another spec or other modules")
@@ -207,7 +224,7 @@ def _inputs(run: RunContents, stage: str) -> set[str]:
     if kind == "fit":
         return {run.spec.fit_digest()}
     if kind == "answer":
-        return {answer_inputs(modules_inputs(run.spec, ids), number)}
+        return {answer_inputs(modules_inputs(run.spec, ids), number)} if number.isdecimal() else set()
     if stage == "server":
         return {modules_inputs(run.spec, ids)}
     receipts = run.json("receipts.json")

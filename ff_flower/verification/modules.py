@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from ..config import MAX_MODULE_MB, OWN
 from ..data import DATASETS, DatasetInfo
 from ..errors import ConfigError, ModuleError, VerificationError
 from ..generative import GenerativeModule, restore_module
+from ..module_store import is_module_id
 from ..registry import Expectation, ModuleLimits, ModuleManifest, RegisteredModule, SignaturePolicy, decode_module, module_id
 from ..reports import FitReport
 from ..vetting import check_cost
@@ -78,7 +79,7 @@ def check_modules(run: RunContents, policy: SignaturePolicy) -> Iterator[Finding
         try:
             if expectation is not None:
                 expectation.check(module.manifest)
-            policy.check(module.manifest.owner, module.module_id, module.signature())
+            policy.check(module.manifest.owner, module.module_id, run.signature(module))
         except VerificationError as error:
             yield Finding(name, error.rule, error.detail)
     if run.spec.trust.require_signature and not policy.required:
@@ -87,8 +88,8 @@ def check_modules(run: RunContents, policy: SignaturePolicy) -> Iterator[Finding
 
 def check_reports(run: RunContents) -> Iterator[Finding]:
     """Compare the owners' reports with the modules that are there."""
-    refused = {path.stem for path in (run.path / "modules" / "quarantine").glob("*.json")}
-    named: Counter[str] = Counter()
+    senders, owners = _senders(run), dict(enumerate(run.owners))
+    reported: Counter[tuple[str, str]] = Counter()
     for path in run.plain_files("nodes/*/fit.json"):
         name = path.relative_to(run.path).as_posix()
         try:
@@ -99,27 +100,41 @@ def check_reports(run: RunContents) -> Iterator[Finding]:
             yield Finding(name, "json", str(error))
             continue
         run.reports[report.partition] = report
-        named.update(report.modules.values())
-        yield from _check_report(run, name, report, refused)
+        owner = owners.get(report.partition, "")
+        reported.update((owner, digest) for digest in report.modules.values())
+        yield from _check_report(run, name, report, owner, senders)
     for one in run.in_order() if run.spec.method == "federated-factory" else ():
-        if named[one.module_id] != 1:
-            yield Finding(f"modules/{one.path.name}", "module-unreported", f"{named[one.module_id]} owners reported it; one must")
+        if (times := reported[one.manifest.owner, one.module_id]) != 1:
+            yield Finding(f"modules/{one.path.name}", "module-unreported", f"its owner reported it {times} times; once is right")
 
 
-def _check_report(run: RunContents, name: str, report: FitReport, refused: set[str]) -> Iterator[Finding]:
-    owner = run.owners[report.partition] if report.partition < len(run.owners) else ""
+def _check_report(
+    run: RunContents, name: str, report: FitReport, owner: str, senders: Mapping[str, set[str]]
+) -> Iterator[Finding]:
     for label, digest in report.modules.items():
         module = run.modules.get(digest)
         if module is None:
-            present = (run.path / "modules" / f"{digest}.safetensors").exists()
-            if digest not in refused and not present:
+            present = is_module_id(digest) and (run.path / "modules" / f"{digest}.safetensors").exists()
+            if digest not in senders and not present:
                 yield Finding(name, "module-missing", f"its module {digest[:12]}... for label {label} is not there")
             continue
         manifest = module.manifest
+        if manifest.owner != owner and f"node {report.partition}" in senders.get(digest, ()):
+            continue  # a copy of another's module, which was refused
         found = (str(manifest.label), manifest.num_examples, manifest.owner)
         said = (label, report.label_counts.get(label), owner)
         if found != said:
             yield Finding(name, "claims", f"label, images and owner are {said} here, {found} in module {digest[:12]}...")
+
+
+def _senders(run: RunContents) -> dict[str, set[str]]:
+    """Return who sent what was refused, by the digest of the bytes, as far as the reports of the refusals say."""
+    found: dict[str, set[str]] = {}
+    for path in run.plain_files("modules/quarantine/*.json"):
+        refusals = run.json(path.relative_to(run.path).as_posix())
+        whole = refusals if isinstance(refusals, list) else []
+        found[path.stem] = {str(one.get("source")) for one in whole if isinstance(one, dict)}
+    return found
 
 
 def check_quarantine(run: RunContents) -> Iterator[Finding]:

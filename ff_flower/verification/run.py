@@ -1,7 +1,8 @@
 """Everything that is rechecked of a run, in one list."""
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..classifiers import build_classifier, shapes_of
+from ..config import ClassifierSpec
 from ..errors import RunError, VerificationError
 from ..metrics import Ledger, rounded_count
 from ..registry import SignaturePolicy
@@ -69,12 +71,11 @@ def check_results(run: RunContents) -> Iterator[Finding]:
     if metrics.get("classes") != classes:
         yield Finding("label_distribution.json", "label-table", "its classes are not those of metrics.json")
     for partition, report in run.reports.items() if run.federation is None else ():
-        told = [rounded_count(count, run.spec.manifest.count_granularity) for count in counts.get(partition, [])]
-        if any(dict(enumerate(told)).get(int(label)) != count for label, count in report.label_counts.items()):
+        if not counts_agree(report.label_counts, counts.get(partition, []), run.spec.manifest.count_granularity):
             yield Finding(
                 f"nodes/{partition}/fit.json", "label-table", "its images per class are not those of the label distribution"
             )
-    if not is_plain(run.path / "ledger.jsonl"):
+    if not is_plain(run.path / "ledger.jsonl", run.path):
         yield Finding("ledger.jsonl", "ledger", "it is missing, or no plain file")
         return
     try:
@@ -104,7 +105,7 @@ def check_answers(run: RunContents) -> Iterator[Finding]:
             yield Finding(name, "answer", detail)
         digests[name] = answer.synthetic_digest
         logits = path.with_name("logits.safetensors")
-        if is_plain(logits):
+        if is_plain(logits, run.path):
             shapes = {"logits": (rows, num_classes)}
             yield from _check_tensors(run, logits, shapes, torch.float16)
     common = Counter(digests.values()).most_common(1)
@@ -123,16 +124,33 @@ def check_classifiers(run: RunContents) -> Iterator[Finding]:
     if len(channels) != 1 or not run.classes():
         shapes = None  # baselines have no modules, and without the images nothing says how many channels they have
     else:
-        network = build_classifier(run.spec.classifier, channels.pop(), len(run.classes()), seed=0)
-        shapes = shapes_of(network.state_dict())
+        shapes = network_shapes(run.spec.classifier, channels.pop(), len(run.classes()))
     for path in sorted(paths):
         yield from _check_tensors(run, path, shapes, torch.float32)
+
+
+def network_shapes(spec: ClassifierSpec, channels: int, num_classes: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a classifier's tensors, none of which is made: a file may name any number of classes."""
+    with torch.device("meta"):
+        return shapes_of(build_classifier(spec, channels, num_classes, seed=0).state_dict())
+
+
+def counts_agree(told: Mapping[str, int], exact: Sequence[int], granularity: int) -> bool:
+    """Tell whether a node with ``exact`` images per class may have told these numbers by label.
+
+    It rounds to multiples of ``granularity``, or of a larger number of its own, which then divides the greatest common divisor of
+    all that it tells. Of the multiples of this divisor, which are fewer, what it told is the nearest to each count all the more.
+    So the divisor explains the numbers where anything does.
+    """
+    coarsest = math.gcd(*told.values()) or granularity
+    held = {str(label): rounded_count(count, coarsest) for label, count in enumerate(exact)}
+    return coarsest >= granularity and all(held.get(label) == count for label, count in told.items())
 
 
 def _is_table(counts: Any) -> bool:
     """Tell whether these are rows of whole numbers."""
     rows = counts if isinstance(counts, list) else [counts]
-    return all(isinstance(row, list) and all(type(count) is int for count in row) for row in rows)
+    return all(isinstance(row, list) and all(type(count) is int and count >= 0 for count in row) for row in rows)
 
 
 def _check_tensors(

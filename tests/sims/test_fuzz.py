@@ -1,5 +1,6 @@
 """Mutated module files, a few of the many that ``python -m sims.fuzz`` reads, and the watch that would see one do something."""
 
+import math
 import random
 import subprocess
 import sys
@@ -91,6 +92,17 @@ def test_what_may_not_be_is_told(files, watch, monkeypatch):
     with pytest.raises(AssertionError, match="other bytes"):
         fuzz.examine(files[0], files[0], ModuleLimits())
     assert module_id(files[0]) != module_id(files[1])
+
+
+def test_a_reader_that_lets_nan_pass_is_told(files, watch, monkeypatch):
+    """A file that loads to what no file may hold is a violation, not a refusal."""
+    manifest, state = decode_module(files[0])
+    poisoned = {name: tensor * math.nan if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    monkeypatch.setattr(fuzz, "decode_module", lambda data, limits: (manifest, poisoned))
+    findings = fuzz.Findings()
+    fuzz.fuzz(1, 0, files, watch, findings, first=41)
+    (violation,) = findings.violations
+    assert violation.startswith("file 41: AssertionError: it loads, but to something that is never written: ")
 
 
 def test_one_file_pays_for_what_it_does_alone(files, watch, monkeypatch, tmp_path):

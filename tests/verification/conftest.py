@@ -6,7 +6,7 @@ import pytest
 from local_grid import LocalGrid, tiny
 
 from clients.client_app import app
-from ff_flower.registry import write_key_pair
+from ff_flower.registry import SignaturePolicy, write_key_pair
 from strategies.server_app import run
 
 
@@ -18,6 +18,12 @@ def keys(tmp_path_factory):
         _, made = write_key_pair(str(owner), private)
         made.rename(public / made.name)
     return private, public
+
+
+@pytest.fixture(scope="session")
+def policy(keys):
+    """Return the policy of the run's own keys."""
+    return SignaturePolicy.read(keys[1], required=True)
 
 
 @pytest.fixture(scope="session")

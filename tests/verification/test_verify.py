@@ -7,6 +7,7 @@ import struct
 
 import pytest
 import torch
+from damages import broken, edit_json, first
 from local_grid import LocalGrid, tiny
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -19,17 +20,6 @@ from ff_flower.verification import verify_run
 from sims.cli import app as commands
 from sims.run import resolve_spec
 from strategies.server_app import run
-
-
-@pytest.fixture(scope="session")
-def policy(keys):
-    """Return the policy of the run's own keys."""
-    return SignaturePolicy.read(keys[1], required=True)
-
-
-def broken(path, policy):
-    """Return place and rule of what is broken in a run directory."""
-    return {(finding.place, finding.rule) for finding in verify_run(path, policy)[0] if finding.broken}
 
 
 def snapshot(path):
@@ -53,22 +43,14 @@ def test_other_methods_are_whole_too(tmp_path):
 
 
 def test_rounded_counts_are_what_they_were_rounded_from(tmp_path):
-    """Where nodes round their numbers of images, these agree with the exact label distribution."""
-    spec = tiny(tmp_path, manifest__count_granularity=50)
-    directory = run(LocalGrid(app, spec.num_clients), spec)
+    """Where nodes round their numbers of images, one of them more coarsely, these agree with the exact label distribution."""
+    spec = tiny(tmp_path, manifest__count_granularity=4)
+    own = {2: {"manifest.count-granularity": 50}, 3: {"manifest.count-granularity": 3}}
+    directory = run(LocalGrid(app, spec.num_clients, node_config=own), spec)
     assert verify_run(directory.path, SignaturePolicy())[0] == []
-
-
-def first(folder, pattern):
-    """Return the first file of a pattern, sorted."""
-    return sorted(folder.glob(pattern))[0]
-
-
-def edit_json(path, change):
-    """Apply ``change`` to what a JSON file holds."""
-    values = json.loads(path.read_text())
-    change(values)
-    path.write_text(json.dumps(values))
+    table = directory.path / "label_distribution.json"
+    edit_json(table, lambda one: one["counts"].__setitem__(2, [4 * count for count in one["counts"][2]]))
+    assert {("nodes/2/fit.json", "label-table"), (table.name, "receipt")} == broken(directory.path, SignaturePolicy())
 
 
 def flip(path):
@@ -128,6 +110,12 @@ DAMAGES = {
         "claims",
     ),
     "a report": (lambda run: (run / "nodes/2/fit.json").write_text("[]"), "json"),
+    "a report of no module id": (
+        lambda run: edit_json(
+            run / "nodes/2/fit.json", lambda one: one["modules"].update(dict.fromkeys(one["modules"], "x" * 300))
+        ),
+        "module-missing",
+    ),
     "an answer": (lambda run: edit_json(run / "nodes/2/answer.json", lambda one: one.update(partition=3)), "answer"),
     "a result": (lambda run: edit_json(run / "metrics.json", lambda one: one.update(seed=3)), "receipt"),
     "a class": (lambda run: edit_json(run / "label_distribution.json", lambda one: one["classes"].reverse()), "label-table"),
@@ -148,6 +136,18 @@ DAMAGES = {
         lambda run: (run / "receipts.json").write_text('{"fit-0": 3, "x": {"inputs": 1, "outputs": 2}}'),
         "receipt",
     ),
+    "receipts of numbers": (
+        lambda run: (run / "receipts.json").write_text('{"x": {"inputs": "", "outputs": [[1, "0"]]}}'),
+        "receipt",
+    ),
+    "a receipt's endless name": (
+        lambda run: edit_json(run / "receipts.json", lambda one: one["server"]["outputs"].update({"a" * 300: "0"})),
+        "receipt",
+    ),
+    "a receipt of no node": (
+        lambda run: edit_json(run / "receipts.json", lambda one: one.update({"answer-\ud800": one["answer-0"]})),
+        "receipt-inputs",
+    ),
     "results of another kind": (lambda run: (run / "metrics.json").write_text('{"classes": 3, "bytes": []}'), "label-table"),
     "counts of another kind": (
         lambda run: (run / "label_distribution.json").write_text('{"classes": {}, "counts": [3]}'),
@@ -157,9 +157,17 @@ DAMAGES = {
         lambda run: edit_json(run / "label_distribution.json", lambda one: one["counts"][0].__setitem__(0, "three")),
         "json",
     ),
+    "a count below zero": (
+        lambda run: edit_json(run / "label_distribution.json", lambda one: one["counts"][0].__setitem__(0, -1)),
+        "json",
+    ),
     "a ledger of another kind": (lambda run: (run / "ledger.jsonl").write_text("[3]"), "json"),
     "sites of another kind": (lambda run: (run / "sites.json").write_text("[3]"), "spec"),
     "a tombstone of another kind": (lambda run: (run / "forgotten.json").write_text("[3]"), "spec"),
+    "a tombstone of a number": (
+        lambda run: (run / "forgotten.json").write_text('{"format_version": 1, "entries": [{"exclude": 3, "modules": {}}]}'),
+        "spec",
+    ),
     "a spec without an end": (lambda run: (run / "spec.json").write_text("[" * 100_000), "spec"),
     "sites without an end": (lambda run: (run / "sites.json").write_text("[" * 100_000), "spec"),
     "a tombstone without an end": (lambda run: (run / "forgotten.json").write_text("[" * 100_000), "spec"),
