@@ -22,6 +22,7 @@ Files travel as they are, in one Array whose data are the file's bytes, so that 
 that are kept. Nothing here unpickles.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import SupportsIndex
@@ -40,6 +41,8 @@ from .federation import Federation, Introduction, Tally
 from .module_store import REMEDY, ModuleStore, StoredFiles, is_module_id
 from .reports import Answer, FitReport, Forgotten
 from .run_directory import cache_root
+
+logger = logging.getLogger("flwr")
 
 FILE_TYPE = "safetensors"
 MAX_FILE_BYTES = 512 * 2**20
@@ -134,9 +137,9 @@ def read_files(content: RecordDict, record: str, max_bytes: int = MAX_FILE_BYTES
     files = {}
     for name, array in content.array_records.get(record, ArrayRecord()).items():
         if array.stype != FILE_TYPE:
-            raise VerificationError("file-type", f"array {name!r} is of type {array.stype!r}, not {FILE_TYPE!r}")
+            raise VerificationError("file-type", f"array {name!r:.80} is of type {array.stype!r:.80}, not {FILE_TYPE!r}")
         if len(array.data) > max_bytes:
-            raise VerificationError("size", f"file {name!r} has {len(array.data)} bytes, at most {max_bytes} are read")
+            raise VerificationError("size", f"file {name!r:.80} has {len(array.data)} bytes, at most {max_bytes} are read")
         files[name] = array.data
     return files
 
@@ -152,12 +155,18 @@ def shared_store(spec: RunSpec) -> ModuleStore | None:
 
 
 def module_records(files: Mapping[str, bytes], store: ModuleStore | None) -> dict[str, ArrayRecord | ConfigRecord]:
-    """Return the record that brings module files by module_id: themselves, or their ids once the ``store`` holds them."""
+    """Return the record that brings module files by module_id: themselves, or their ids once the ``store`` holds them.
+
+    Where somebody else's file or folder keeps one from its place in the store, who needs it is missing.
+    """
     if store is None:
         return {"modules": file_record(files)}
-    absent = [name for name in files if not store.holds(name, MAX_FILE_BYTES)]
-    for name in absent:
-        store.put(files[name])
+    for name in [name for name in files if not store.holds(name, MAX_FILE_BYTES)]:
+        data = files[name]
+        try:
+            store.put(data)
+        except VerificationError as error:
+            logger.warning("%s", error)
     return {"references": ConfigRecord({"modules": ",".join(files)})}
 
 
@@ -224,10 +233,28 @@ def fit_reply(
     return RecordDict({**brought, **told(report.partition, report.num_examples, report.to_json())})
 
 
-def read_fit_reply(content: RecordDict, store: ModuleStore | None = None) -> tuple[FitReport, dict[str, bytes]]:
-    """Return report and module files of a node, from the ``store`` where the run has one; what they hold is not verified yet."""
+def read_fit_reply(
+    content: RecordDict, store: ModuleStore | None = None, max_bytes: int = MAX_FILE_BYTES
+) -> tuple[FitReport, Mapping[str, bytes]]:
+    """Return report and module files of a node; what they hold is not verified yet.
+
+    Parameters
+    ----------
+    content : RecordDict
+        The node's reply.
+    store : ModuleStore, optional
+        Where files lie that the reply only names. Each is read, and refused, when it is used: compare the names with the report
+        before.
+    max_bytes : int
+        Size beyond which a file of the store is not read.
+
+    Raises
+    ------
+    VerificationError
+        Of `FitReport.from_json` and `read_files`; rule ``references``; of `ModuleStore.get` when a file is used.
+    """
     report = FitReport.from_json(_report(content))
-    return report, read_files(content, "modules") if store is None else dict(_referenced(content, store, MAX_FILE_BYTES))
+    return report, read_files(content, "modules") if store is None else _referenced(content, store, max_bytes)
 
 
 def answer_reply(answer: Answer, num_examples: int, logits: Tensor | None, weights: Mapping[str, Tensor] | None) -> RecordDict:
@@ -298,7 +325,7 @@ def read_tensors(data: bytes) -> dict[str, Tensor]:
     try:
         tensors = dict(load_tensors(data))
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError, AssertionError) as error:
-        raise VerificationError("safetensors", str(error)) from error
+        raise VerificationError("safetensors", f"{error!s:.200}") from error
     if not tensors:
         raise VerificationError("safetensors", "the file holds no tensors; send what weights_file writes")
     return tensors

@@ -50,19 +50,23 @@ class ModuleStore:
         ------
         RunError
             When it cannot be written, for example to a full disk.
+        VerificationError
+            Rule ``store``: what stands in its place cannot be replaced, for example another user's file in a folder where each
+            may delete only what is his own.
         """
         name = module_id(data)
         if self.holds(name, len(data)):
             return name
-        unfinished = None
+        unfinished = self.folder / f".{name}.{secrets.token_hex(4)}.part"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            unfinished = self.folder / f".{name}.{secrets.token_hex(4)}.part"
             unfinished.write_bytes(data)  # readable for whom the folder's umask says: sites may be other users
-            unfinished.replace(self._path(name))
-        except OSError as error:
-            if unfinished is not None:
+            _put_in_place(unfinished, self._path(name))
+        except (OSError, VerificationError) as error:
+            with suppress(OSError):
                 unfinished.unlink(missing_ok=True)
+            if isinstance(error, VerificationError):
+                raise
             reason = error.strerror or error
             raise RunError(f"{self._path(name)}: cannot be written ({reason}); free some space, or {REMEDY}") from error
         return name
@@ -86,12 +90,12 @@ class ModuleStore:
         if not is_module_id(name):
             raise VerificationError("store", f"{name[:80]!r} is no module id: 64 hexadecimal digits; {REMEDY}")
         try:
-            data = _read_plain(self._path(name), max_bytes + 1)
+            data = _read_plain(self._path(name), max_bytes)
         except OSError as error:
             raise VerificationError(
                 "store", f"module {name[:12]} is not in the shared store ({error.strerror}); {REMEDY}"
             ) from error
-        if len(data) > max_bytes:
+        if data is None:
             raise VerificationError("size", f"module {name[:12]} in the store has over {max_bytes} bytes, which are not read")
         if (found := module_id(data)) != name:
             raise VerificationError("digest", f"module {name[:12]} in the store hashes to {found[:12]}; {REMEDY}")
@@ -105,13 +109,24 @@ class ModuleStore:
         return False
 
     def remove(self, name: str) -> bool:
-        """Delete the file of a module_id; return whether there was one. What is no module_id names none."""
+        """Delete the file of a module_id; return whether there was one. What is no module_id names none, and a folder is none.
+
+        Raises
+        ------
+        OSError
+            When it cannot be deleted, for example where it is another user's.
+        """
         if not is_module_id(name):
             return False
+        path = self._path(name)
         try:
-            self._path(name).unlink()
+            path.unlink()
         except FileNotFoundError:
             return False
+        except OSError:
+            if path.is_dir():
+                return False
+            raise
         return True
 
     def _path(self, name: str) -> Path:
@@ -132,12 +147,15 @@ class StoredFiles(Mapping[str, bytes]):
     """
 
     def __init__(self, store: ModuleStore, names: Sequence[str], max_bytes: int) -> None:
-        self.store, self.names, self.max_bytes = store, tuple(dict.fromkeys(names)), max_bytes
+        self.store, self.names, self.max_bytes = store, dict.fromkeys(names), max_bytes
 
     def __getitem__(self, name: str) -> bytes:
         if name not in self.names:
             raise KeyError(name)
         return self.store.get(name, self.max_bytes)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names  # which a mapping else asks by reading the file
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -146,12 +164,32 @@ class StoredFiles(Mapping[str, bytes]):
         return len(self.names)
 
 
-def _read_plain(path: Path, limit: int) -> bytes:
-    """Read at most ``limit`` bytes of a plain file: neither a link, which leads elsewhere, nor a pipe, which would not end."""
+def _put_in_place(unfinished: Path, path: Path) -> None:
+    """Give a file its name; a folder that somebody made there is moved aside."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            path.rename(path.with_name(f".{path.stem}.{secrets.token_hex(4)}.aside"))
+        unfinished.replace(path)
+    except OSError as error:
+        if not os.path.lexists(path):
+            raise
+        found = f"what stands in the place of module {path.stem[:12]} in the shared store cannot be replaced ({error.strerror})"
+        raise VerificationError("store", f"{found}; {REMEDY}") from error
+
+
+def _read_plain(path: Path, limit: int) -> bytes | None:
+    """Read a plain file: neither a link, which leads elsewhere, nor a pipe, which would not end; None beyond ``limit`` bytes."""
     descriptor = os.open(
         path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     )
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
             raise OSError(0, "not a plain file")
-        return file.read(limit)
+        if found.st_size > limit:
+            return None
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            data = file.read(limit + 1)
+    finally:
+        os.close(descriptor)
+    return data if len(data) <= limit else None  # it may have grown meanwhile

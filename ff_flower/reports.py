@@ -117,7 +117,7 @@ class FitReport:
                 peak_memory=_whole(values["peak_memory"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-            raise VerificationError("report", f"malformed fit report ({error!r})") from error
+            raise VerificationError("report", f"malformed fit report ({error!r:.200})") from error
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Answer:
                 peak_memory=_whole(values["peak_memory"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-            raise VerificationError("report", f"malformed answer ({error!r})") from error
+            raise VerificationError("report", f"malformed answer ({error!r:.200})") from error
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class Forgotten:
             samples = {str(module): _whole(count) for module, count in values["samples"].items()}
             return cls(_whole(values["partition"]), samples, _whole(values["fits"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise VerificationError("report", f"malformed account of what was forgotten ({error!r})") from error
+            raise VerificationError("report", f"malformed account of what was forgotten ({error!r:.200})") from error
 
 
 def busy_seconds(intervals: list[Interval]) -> float:
@@ -231,14 +231,14 @@ def _said(value: Any) -> str:
 
 def _whole(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
-        raise ValueError(f"{value!r} is not a count below 2^63")
+        raise ValueError(f"{value!r:.80} is not a count below 2^63")
     return value
 
 
 def _label(value: Any, least: int = 0) -> int:
     label = int(value)
-    if label < least:
-        raise ValueError(f"{label} is no label")
+    if not least <= label < 2**63:
+        raise ValueError(f"{label!r:.80} is no label")
     return label
 
 
@@ -251,7 +251,7 @@ def _interval(values: Any) -> Interval:
 
 def _share(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise ValueError(f"{value!r} is not in [0, 1]")
+        raise ValueError(f"{value!r:.80} is not in [0, 1]")
     return float(value)
 
 

@@ -98,6 +98,15 @@ def test_a_file_over_the_limit_is_refused():
         messages.read_files(content, "modules", max_bytes=4)
 
 
+def test_a_refused_file_is_named_in_one_line():
+    """Name and type of what a node sent are quoted with their first characters alone."""
+    array = Array(dtype="uint8", shape=(2,), stype="b" * 10**5, data=b"ab")
+    for record in (ArrayRecord({"a" * 10**5: array}), messages.file_record({"a" * 10**5: b"ab"})):
+        with pytest.raises(VerificationError) as refusal:
+            messages.read_files(RecordDict({"modules": record}), "modules", max_bytes=1)
+        assert len(str(refusal.value)) < 300
+
+
 @given(FILES, st.integers(0, 10**6))
 def test_a_fit_reply_survives_the_wire(files, images):
     """Report and module files arrive as they were sent, with the sender and its number of images beside them."""

@@ -204,4 +204,26 @@ def test_what_a_node_says_is_one_printable_line(reason):
         assert plain_text(one.reason) == one.reason
 
 
+LONG = "x" * 10**5
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "change"),
+    [
+        (FitReport, FIT, {"partition": LONG}),
+        (FitReport, FIT, {"peak_memory": [LONG]}),
+        (FitReport, FIT, {"work": {"began": LONG, "ended": 1.0}}),
+        (FitReport, FIT, {"label_counts": {"1" + "0" * 4000: 3}}),
+        (FitReport, FIT, {"label_counts": {"-1" + "0" * 4000: 3}}),
+        (Answer, ANSWER, {"metrics": METRICS | {"accuracy": LONG}}),
+        (Forgotten, Forgotten(1, {}, 0), {"fits": LONG}),
+    ],
+)
+def test_a_refusal_is_one_line_whatever_was_sent(kind, good, change):
+    """What a node sent is quoted with its first characters alone, since the log and ``metrics.json`` keep every refusal."""
+    with pytest.raises(VerificationError) as refusal:
+        kind.from_json(json.dumps(json.loads(good.to_json()) | change))
+    assert refusal.value.rule == "report" and len(str(refusal.value)) < 300
+
+
 GOOD_REPORT = FitReport(0, {"1": 3}, {}, (), Interval(0.0, 1.0)).to_json()

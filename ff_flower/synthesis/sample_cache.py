@@ -2,11 +2,12 @@
 
 ::
 
-    FOLDER/<module_id>/<root seed>/<k>.npy   samples k CHUNK to (k + 1) CHUNK - 1, uint8 (n, C, H, W); the last may be shorter
-    FOLDER/<module_id>/<root seed>/.<k>.lock held by the process that draws the chunk
-    FOLDER/<module_id>/<root seed>-cuda/     the same, drawn on a GPU
+    FOLDER/<module_id>/<code>/<root seed>/<k>.npy   samples k CHUNK to (k + 1) CHUNK - 1 or fewer, uint8 (n, C, H, W)
+    FOLDER/<module_id>/<code>/<root seed>/.<k>.lock held by the process that draws the chunk
+    FOLDER/<module_id>/<code>/<root seed>-cuda/     the same, drawn on a GPU
 
-A chunk is written whole or not at all, and one that is not what it must be is drawn again.
+``<code>`` begins the digest of the source code that draws: no other code uses these samples, and once it has drawn its own they
+are deleted. A chunk is written whole or not at all, and one that is not what it must be is drawn again.
 """
 
 import logging
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..config import ImageShape
+from ..environment import source_digest
 from ..errors import RunError
 from ..generative import BLOCK
 from ..machine import NO_LOCKS
@@ -32,6 +34,7 @@ from .allocation import Share
 logger = logging.getLogger("flwr")
 
 CHUNK = 8 * BLOCK  # what a GPU samples in one batch
+CODE_DIGITS = 16  # of the source code's digest
 
 Draw = Callable[[str, int, int], Tensor]
 
@@ -50,7 +53,7 @@ class _Chunk:
 
 
 class SampleCache:
-    """Samples on disk, by module and root seed, shared by all processes of a machine.
+    """Samples on disk, by module, code and root seed, shared by all processes of a machine.
 
     A chunk of samples is drawn by whoever comes first, under a lock, and mapped into memory by the others. So processes share
     the work even of one module, an interrupted synthesis continues with the chunk where it stood, and a request for more than
@@ -70,7 +73,7 @@ class SampleCache:
 
     def path(self, module_id: str, root_seed: int, chunk: int = 0) -> Path:
         """Return the file of a module's samples ``chunk * CHUNK`` to ``(chunk + 1) * CHUNK - 1``."""
-        return self.folder / module_id / f"{root_seed}{self.suffix}" / f"{chunk}.npy"
+        return self.folder / module_id / source_digest()[:CODE_DIGITS] / f"{root_seed}{self.suffix}" / f"{chunk}.npy"
 
     def fill(self, requests: Sequence[Share], root_seed: int, image_shape: ImageShape, draw: Draw, first: int = 0) -> None:
         """See that every request can be read, drawing what is missing.
@@ -124,7 +127,7 @@ class SampleCache:
         return torch.empty(0, dtype=torch.uint8) if out is None else out
 
     def remove(self, module_id: str) -> None:
-        """Delete every sample of a module, of all root seeds; where there is none, nothing happens.
+        """Delete every sample of a module, of all root seeds and whatever code drew it; where there is none, nothing happens.
 
         No process may be drawing from the module: what it draws would be there again.
         """
@@ -165,12 +168,21 @@ def _complete(chunk: _Chunk, image_shape: ImageShape, draw: Draw) -> None:
     drawn = draw(chunk.module_id, chunk.start + len(stored), chunk.stop).numpy()
     unfinished = chunk.path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
     try:
+        chunk.path.parent.mkdir(parents=True, exist_ok=True)  # which other code may have deleted meanwhile
         with unfinished.open("wb") as file:
             np.save(file, np.concatenate([stored, drawn]), allow_pickle=False)
         unfinished.replace(chunk.path)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
         raise _unwritable(chunk.path, error) from error
+    _drop_other_code(chunk.path.parents[1])
+
+
+def _drop_other_code(folder: Path) -> None:
+    """Delete what other code than that of ``folder`` drew from the same module, as far as it can be deleted."""
+    for other in folder.parent.iterdir():
+        if other.name != folder.name:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _stored(path: Path, image_shape: ImageShape) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The class-balanced synthetic set, with provenance."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data import ImageSet
 from ..errors import ModuleError
-from ..generative import GenerativeModule, restore_module
+from ..generative import BLOCK, GenerativeModule, restore_module
 from ..registry import ModuleRegistry
 from ..seeding import generator
 from .allocation import Share
@@ -74,11 +74,11 @@ def synthesize(
         raise ModuleError("no module to sample: at least one must be registered; see the refusals in the report")
 
     @lru_cache(maxsize=1)  # the chunks of one module follow each other
-    def load(module_id: str) -> GenerativeModule[Any]:
-        return load_module(registry, module_id, device)
+    def samples(module_id: str) -> _Samples:
+        return _Samples(load_module(registry, module_id, device), lambda: sample_stream(root_seed, module_id))
 
     def draw(module_id: str, start: int, stop: int) -> Tensor:
-        return load(module_id).sample(stop - start, sample_stream(root_seed, module_id), start)
+        return samples(module_id).draw(start, stop)
 
     image_shape = registry.get(shares[0].module_id).manifest.image_shape
     cache.fill(shares, root_seed, image_shape, draw, first)
@@ -89,6 +89,33 @@ def synthesize(
     labels = torch.tensor([share.label for share in shares]).repeat_interleave(counts)
     provenance = torch.arange(len(shares)).repeat_interleave(counts)
     return SyntheticDataset(ImageSet(images, labels), provenance, tuple(shares))
+
+
+class _Samples:
+    """The samples of one module, piece by piece; the noise of pieces in ascending order is drawn once.
+
+    Parameters
+    ----------
+    module : GenerativeModule
+        Fitted.
+    begin : callable
+        Returns the beginning of the stream of noise.
+    """
+
+    def __init__(self, module: GenerativeModule[Any], begin: Callable[[], torch.Generator]) -> None:
+        self.module, self.begin = module, begin
+        self._stream: torch.Generator | None = None
+        self._reached = 0  # the sample whose noise the stream gives next, where a batch begins
+
+    def draw(self, start: int, stop: int) -> Tensor:
+        """Return samples ``start`` to ``stop - 1``, uint8 (stop - start, C, H, W)."""
+        stream, reached, self._stream = self._stream, self._reached, None  # a drawing that fails leaves no stream behind
+        if stream is None or start < reached:
+            stream, reached = self.begin(), 0
+        images = self.module.sample(stop - start, stream, start - reached)
+        if stop % (BLOCK * self.module.batch_blocks) == 0:
+            self._stream, self._reached = stream, stop
+        return images
 
 
 def sample_stream(root_seed: int, module_id: str) -> torch.Generator:

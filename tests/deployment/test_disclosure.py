@@ -93,3 +93,46 @@ def test_half_a_file_name_is_not_told(tmp_path):
     (tmp_path / "images" / "Mueller; Anna.png").touch()
     error = DataError(f"{tmp_path}/images/Mueller; Anna.png is no image; class folders hold images only; remove it")
     assert reason_of(error, {"data": f"folder:{tmp_path}/images"}) == f"DataError; {ASIDE}"
+
+
+KEY = "/etc/clinic keys/north.key"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            ConfigError(f"{KEY}: is no file; name a key file, which ff-flower keygen makes"),
+            "(a path): is no file; name a key file, which ff-flower keygen makes",
+        ),
+        (
+            RunError("/srv/Klinik Nord/runs/cache/samples/ab/0.npy: cannot be written (full); free some space"),
+            "(a path): cannot be written (full); free some space",
+        ),
+        (RunError("no module in /srv/Klinik Nord/runs; add it first"), "no module in (a path); add it first"),
+        (
+            RunError("/srv/runs: cannot be written ([Errno 13] denied: '/mnt/Jane Doe'); set out or FF_RUNS"),
+            "(a path): cannot be written ([Errno 13] denied: '(a path)'); set out or FF_RUNS",
+        ),
+        (
+            ConfigError("'~jane doe': must begin with ~/ for your own home, or with that of a user who is there"),
+            "'(a path)': must begin with ~/ for your own home, or with that of a user who is there",
+        ),
+        (ConfigError("/etc/other keys/north.key: is no file; name a key file"), "ConfigError"),
+        (ConfigError("/etc/north site.key: is no file; name a key file"), "ConfigError"),
+        (ConfigError("C:\\Users\\Jane Doe\\north.key: is no file; name a key file"), "ConfigError"),
+        (ConfigError("keys/north.key: is no file; name a key file"), "ConfigError"),
+        (RunError("no module in /mnt/Jane Doe/runs; add it first"), "RunError"),
+    ],
+)
+def test_of_a_path_with_spaces_nothing_is_left(error, told, monkeypatch):
+    """Places that are known, or stand in quotes, are blanked whole; where a part of another may be left the type is told."""
+    monkeypatch.setenv("FF_RUNS", "/srv/Klinik Nord/runs")
+    assert reason_of(error, {**SITE, "signing-key": KEY}) == f"{told}; {ASIDE}"
+
+
+def test_a_home_that_is_not_there_is_no_way_out():
+    """Where the place of the images itself cannot be read as a path, errors are told by the same rules."""
+    config = {"name": "north", "data": "folder:~nobody-of-this-name/my images"}
+    assert reason_of(RunError("~nobody-of-this-name/my images is odd"), config) == f"RunError; {ASIDE}"
+    assert reason_of(ModuleError("7 of them: too few"), config) == f"7 of them: too few; {ASIDE}"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ff_flower.errors import RunError
 from ff_flower.generative import BLOCK
-from ff_flower.synthesis import CHUNK, SampleCache, Share
+from ff_flower.synthesis import CHUNK, SampleCache, Share, sample_cache
 
 
 def _numbered(module_id: str, start: int, stop: int, log: Path | None = None) -> Tensor:
@@ -137,6 +137,28 @@ def test_a_modules_samples_can_be_removed(tmp_path: Path) -> None:
     assert all(torch.equal(cache.read(share, seed), _expected(share)) for share in others for seed in (0, 1))
     with pytest.raises(RunError):
         cache.read(LONG, 0)
+
+
+def test_other_code_draws_its_own_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples of other code are not used, and go once a module's are drawn again; what is removed goes whatever code drew it."""
+    cache, other, drawn = SampleCache(tmp_path), Share("2", 0, 4), []
+
+    def draw(module_id: str, start: int, stop: int) -> Tensor:
+        drawn.append(start)
+        return _numbered(module_id, start, stop)
+
+    cache.fill([LONG, other], 0, NUMBERED, _numbered)
+    former = cache.path("1", 0)
+    monkeypatch.setattr(sample_cache, "source_digest", lambda: "f" * 64)
+    with pytest.raises(RunError, match="are not there"):
+        cache.read(LONG, 0)
+    for _ in range(2):
+        cache.fill([LONG], 0, NUMBERED, draw)
+    assert drawn == [0, CHUNK, 2 * CHUNK] and torch.equal(cache.read(LONG, 0), _expected(LONG))
+    assert not former.exists() and [folder.name for folder in (tmp_path / "1").iterdir()] == ["f" * 16]
+    assert list((tmp_path / "2").rglob("*.npy"))
+    cache.remove("2")
+    assert [folder.name for folder in tmp_path.iterdir()] == ["1"]
 
 
 def test_read_samples_can_be_written_to(tmp_path: Path) -> None:

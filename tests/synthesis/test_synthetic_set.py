@@ -13,10 +13,20 @@ from torch import Tensor
 from ff_flower.config import GaussianMixtureSpec
 from ff_flower.data import ImageSet, Splits
 from ff_flower.errors import ModuleError, RunError
-from ff_flower.generative import GaussianMixtureModule
+from ff_flower.generative import BLOCK, GaussianMixtureModule
 from ff_flower.registry import Expectation, ModuleManifest, ModuleRegistry, RegisteredModule, decode_module, encode_module
 from ff_flower.seeding import generator
-from ff_flower.synthesis import CHUNK, SampleCache, Share, SyntheticDataset, allocate, load_module, synthesize
+from ff_flower.synthesis import (
+    CHUNK,
+    SampleCache,
+    Share,
+    SyntheticDataset,
+    allocate,
+    load_module,
+    sample_stream,
+    synthesize,
+)
+from ff_flower.synthesis.synthetic_set import _Samples
 
 CPU = torch.device("cpu")
 OWNERS = ((0, "0", 60), (0, "1", 30), (1, "1", 40), (2, "2", 25))  # label, owner, images
@@ -208,3 +218,36 @@ def test_a_module_is_built_once_and_only_to_draw(
     for _ in range(2):
         made = _synthetic(registry, tmp_path / "cache", samples=2 * CHUNK + 3)
         assert loaded == [share.module_id for share in made.shares]
+
+
+@pytest.mark.parametrize("blocks", [1, 8])
+def test_the_noise_of_a_module_is_drawn_once(
+    blocks: int, registry: ModuleRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many chunks a module's samples fill, each block of noise is drawn once, and they are those of one request."""
+    monkeypatch.setattr(GaussianMixtureModule, "batch_blocks", blocks)
+    share = Share(next(iter(registry)).module_id, 0, 3 * CHUNK + 5)
+    expected = load_module(registry, share.module_id).sample(share.count, sample_stream(5, share.module_id))
+    drawn, noise = [], GaussianMixtureModule._noise
+
+    def counted(self: GaussianMixtureModule, stream: torch.Generator) -> Tensor:
+        drawn.append(noise(self, stream))
+        return drawn[-1]
+
+    monkeypatch.setattr(GaussianMixtureModule, "_noise", counted)
+    made = synthesize(registry, [share], 5, SampleCache(tmp_path / "cache"), CPU)
+    assert torch.equal(made.data.images, expected) and len(drawn) == 3 * CHUNK // BLOCK + 1
+
+
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_pieces_in_any_order_are_those_of_one_request(
+    blocks: int, registry: ModuleRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces that other processes drew may be left out and asked for later, and a piece may begin within a block."""
+    monkeypatch.setattr(GaussianMixtureModule, "batch_blocks", blocks)
+    module_id = next(iter(registry)).module_id
+    whole = load_module(registry, module_id).sample(3 * CHUNK, sample_stream(5, module_id))
+    samples = _Samples(load_module(registry, module_id), lambda: sample_stream(5, module_id))
+    ends = [(0, CHUNK), (2 * CHUNK, 3 * CHUNK), (CHUNK, CHUNK + 7), (CHUNK + 7, 2 * CHUNK), (2 * CHUNK + BLOCK, 3 * CHUNK - 1)]
+    for start, stop in ends:
+        assert torch.equal(samples.draw(start, stop), whole[start:stop])

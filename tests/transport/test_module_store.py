@@ -1,14 +1,17 @@
 """The shared store: what is put in comes out, and nothing else does."""
 
+import errno
 import hashlib
 import os
 import stat
+import tracemalloc
+from pathlib import Path
 
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
 from ff_flower.errors import RunError, VerificationError
-from ff_flower.messages import read_forget
+from ff_flower.messages import module_records, read_forget
 from ff_flower.module_store import ModuleStore, StoredFiles
 
 DATA = b"a module file"
@@ -44,6 +47,19 @@ def test_a_file_beyond_the_limit_is_not_read(store):
     store.put(DATA)
     with pytest.raises(VerificationError, match=r"^size: "):
         store.get(NAME, len(DATA) - 1)
+
+
+def test_of_a_file_beyond_the_limit_no_byte_is_read(store):
+    """What a file claims to have is looked at first, so that one of many megabytes takes no memory."""
+    store.folder.mkdir()
+    with (store.folder / f"{NAME}.safetensors").open("wb") as file:
+        file.truncate(2**25)
+    tracemalloc.start()
+    with pytest.raises(VerificationError, match=r"^size: "):
+        store.get(NAME, 2**24)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
 
 
 @pytest.mark.parametrize("name", ["../secret", "a" * 63, NAME.upper(), NAME + "/..", ""])
@@ -96,6 +112,47 @@ def test_stored_files_are_a_mapping_of_what_is_named(store):
         files[NAME]
     with pytest.raises(KeyError):
         StoredFiles(store, [NAME], 100)[other]
+
+
+def test_asking_for_a_name_reads_no_file(store):
+    """Which names there are is known without their files, which may be damaged or gone."""
+    files = StoredFiles(store, [NAME], 100)
+    assert NAME in files and "b" * 64 not in files
+
+
+def test_a_folder_in_a_files_place_is_moved_aside(store):
+    """Where somebody made a folder of a file's name the file takes its place, and the folder stays under another name."""
+    (store.folder / f"{NAME}.safetensors" / "inside").mkdir(parents=True)
+    assert store.put(DATA) == NAME and store.get(NAME, 100) == DATA
+    (aside,) = [path for path in store.folder.iterdir() if path.is_dir()]
+    assert aside.name.startswith(f".{NAME}.") and (aside / "inside").is_dir()
+
+
+def forbidden(*args, **kwargs):
+    """Raise what a folder of several users says of another one's file."""
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def test_what_cannot_be_replaced_ends_no_run(store, monkeypatch, caplog):
+    """Another user's damaged file breaks the rule store, with a true remedy, and messages name the file all the same."""
+    store.folder.mkdir()
+    (store.folder / f"{NAME}.safetensors").write_bytes(b"damaged")
+    monkeypatch.setattr(Path, "replace", forbidden)
+    with pytest.raises(VerificationError, match=r"^store: .* cannot be replaced \(Operation not permitted\); send the files"):
+        store.put(DATA)
+    assert [path.name for path in store.folder.iterdir()] == [f"{NAME}.safetensors"]
+    assert module_records({NAME: DATA}, store) == {"references": ConfigRecord({"modules": NAME})}
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["store"]
+
+
+def test_what_cannot_be_deleted_is_not_taken_for_gone(store, monkeypatch):
+    """Another user's file that stays is an error, which forgetting must not overlook; a folder in its place is no file."""
+    store.put(DATA)
+    (store.folder / f"{'b' * 64}.safetensors").mkdir()
+    monkeypatch.setattr(Path, "unlink", forbidden)
+    with pytest.raises(PermissionError):
+        store.remove(NAME)
+    assert not store.remove("b" * 64)
 
 
 def test_a_shared_file_may_be_read_by_whom_the_umask_says(store):
