@@ -15,7 +15,7 @@ from ff_flower.config import ModuleSpec, RunSpec, TrainingSpec
 from ff_flower.environment import library_versions, source_digest
 from ff_flower.errors import ModuleError
 from ff_flower.generative import FitOptions, GaussianMixtureModule, GenerativeModule, build_module
-from ff_flower.generative.base import Progress
+from ff_flower.generative.base import ONE_IMAGE, Progress
 from ff_flower.registry import ModuleLimits, ModuleManifest, encode_module, module_id
 from ff_flower.reports import NO_IMAGES, Declined, Fallback, FitReport, Interval
 from ff_flower.run_directory import cache_root, combined_digest
@@ -54,7 +54,7 @@ def fit_modules(spec: RunSpec, site: Site, device: torch.device) -> tuple[FitRep
             continue
         modules[str(label)] = module_id(data)
         files[modules[str(label)]] = data
-        if note := choose_kind(spec.module, site.kind, count, site.told(count))[1]:
+        if note := choose_kind(spec.module, site.kind, count, not _rounds(site))[1]:
             fallbacks.append(Fallback(label, note))
     for path in finished:
         path.unlink(missing_ok=True)
@@ -62,19 +62,17 @@ def fit_modules(spec: RunSpec, site: Site, device: torch.device) -> tuple[FitRep
     return FitReport(site.partition, label_counts, modules, tuple(declined), work, tuple(fallbacks), memory), files
 
 
-def choose_kind(spec: ModuleSpec, kind: str, num_images: int, told: int | None = None) -> tuple[str, str]:
+def choose_kind(spec: ModuleSpec, kind: str, num_images: int, exact: bool = True) -> tuple[str, str]:
     """Return the kind of module for a class of ``num_images``, and a note that says why where it is not the ``kind`` wanted.
 
     A class with fewer than ``network_images`` images gets a ``gaussian_mixture`` in the place of a network. The note says the
-    number that is ``told``, where it is another.
+    number, where ``exact`` numbers are told.
     """
     if num_images >= spec.network_images or not isinstance(spec.of_kind(kind), TrainingSpec):
         return kind, ""
     simple = GaussianMixtureModule.kind
-    return (
-        simple,
-        f"{simple} in the place of {kind}: {told or num_images} images, fewer than module.network-images = {spec.network_images}",
-    )
+    images = f"{num_images} images, fewer than" if exact else "fewer images than"
+    return simple, f"{simple} in the place of {kind}: {images} module.network-images = {spec.network_images}"
 
 
 def fit_module(spec: RunSpec, site: Site, label: int, device: torch.device, finished: list[Path] | None = None) -> bytes:
@@ -91,7 +89,7 @@ def fit_module(spec: RunSpec, site: Site, label: int, device: torch.device, fini
     """
     info, images = site.splits.info, site.own.of_label(label).images
     _check_count(site, len(images), spec.module)
-    kind, note = choose_kind(spec.module, site.kind, len(images), site.told(len(images)))
+    kind, note = choose_kind(spec.module, site.kind, len(images), not _rounds(site))
     module = build_module(spec.module, info.shape, device, kind)
     seed = derive_seed(spec.seed, "module", site.partition, label)
     checkpoint = _checkpoint(spec, site, module, images, label) if spec.module.checkpoint_seconds else None
@@ -103,6 +101,7 @@ def fit_module(spec: RunSpec, site: Site, label: int, device: torch.device, fini
         keep_checkpoint=finished is not None,
         checkpoint_seconds=spec.module.checkpoint_seconds,
         compile_on_cpu=spec.module.compile_on_cpu,
+        coarse_counts=_rounds(site),
     )
     if finished is not None and checkpoint is not None:
         finished.append(checkpoint)
@@ -128,6 +127,11 @@ def fit_module(spec: RunSpec, site: Site, label: int, device: torch.device, fini
     return encode_module(module.state(), manifest, ModuleLimits.of_bytes(spec.trust.max_module_bytes))
 
 
+def _rounds(site: Site) -> bool:
+    """Tell whether the node tells rounded numbers of images: then nothing else may tell a class's exact one."""
+    return site.count_granularity > 1
+
+
 def _images_shown(module: GenerativeModule[Any], site: Site, num_images: int) -> int:
     """Return the images shown: of training in steps their product with the batch, else the passes over the class's told size."""
     trained = isinstance(module.spec, TrainingSpec)
@@ -136,11 +140,11 @@ def _images_shown(module: GenerativeModule[Any], site: Site, num_images: int) ->
 
 def _check_count(site: Site, num_images: int, spec: ModuleSpec) -> None:
     if num_images < spec.min_images:
-        raise ModuleError(
-            f"{site.told(num_images)} images: a module needs at least {spec.min_images}; lower module.min-images or pool classes"
-        )
+        images = "too few images" if _rounds(site) else f"{num_images} images"
+        raise ModuleError(f"{images}: a module needs at least {spec.min_images}; lower module.min-images or pool classes")
     if num_images == 1:
-        raise ModuleError("1 image: a module of it would be the image itself; add images or pool classes")
+        exact = "1 image: a module of it would be the image itself; add images or pool classes"
+        raise ModuleError(ONE_IMAGE if _rounds(site) else exact)
 
 
 def _progress(site: Site, name: str) -> Progress:
@@ -157,8 +161,9 @@ def _progress(site: Site, name: str) -> Progress:
 def _checkpoint(spec: RunSpec, site: Site, module: GenerativeModule[Any], images: Tensor, label: int) -> Path:
     """Return where an unfinished fit is kept, named by owner and label, by which it can be forgotten, and all it depends on."""
     seed = derive_seed(spec.seed, "module", site.partition, label)
-    training = [spec.module.holdout, spec.module.max_seconds, spec.module.compile_on_cpu]
-    settings = [module.kind, module.spec.flat(), *training, seed, module.device.type, list(images.shape)]
+    training = [spec.module.holdout, spec.module.max_seconds, spec.module.compile_on_cpu, _rounds(site)]
+    process = [module.device.type, spec.threads, spec.deterministic, library_versions()]
+    settings = [module.kind, module.spec.flat(), *training, *process, seed, list(images.shape)]
     content = hashlib.sha256(images.numpy().tobytes()).hexdigest()
     key = combined_digest(json.dumps(settings, sort_keys=True), content, source_digest())
     return cache_root(spec) / "fits" / f"{site.owner}+{label}+{key}.safetensors"

@@ -14,6 +14,7 @@ from ff_flower import accelerator
 from ff_flower.accelerator import accelerate, compile_for_training, low_precision, peak_memory, place, prepare, select_device
 from ff_flower.config import RunSpec
 from ff_flower.errors import ConfigError
+from ff_flower.machine import usable_cores
 
 CPU = torch.device("cpu")
 
@@ -45,13 +46,13 @@ def test_a_missing_gpu_is_refused() -> None:
 @pytest.mark.usefixtures("torch_as_before")
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_a_process_is_set_as_the_run_demands(deterministic: bool) -> None:
-    """Threads and determinism are those that were asked for; 0 threads means all cores."""
+    """Threads and determinism are those that were asked for; 0 threads means all usable cores."""
     spec = RunSpec(device="cpu", deterministic=deterministic)
     assert prepare(spec, threads=2) == CPU
     assert torch.get_num_threads() == 2
     assert torch.are_deterministic_algorithms_enabled() is deterministic
     prepare(spec, threads=0)
-    assert torch.get_num_threads() == os.cpu_count()
+    assert torch.get_num_threads() == usable_cores()
 
 
 def test_on_a_cpu_networks_stay_as_they_are() -> None:

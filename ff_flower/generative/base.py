@@ -25,6 +25,7 @@ Check = Callable[[Tensor], None]
 BLOCK = 64
 GPU_BLOCKS = 8
 GPU_NUMBERS = 2**30  # held at a time: 4 GiB of float32
+ONE_IMAGE = "one image, or equal ones: a module learns nothing from one image; check the class's files, or pool classes"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ class FitOptions:
         Pause between two checkpoints.
     compile_on_cpu : bool
         Whether a network's training is compiled on a CPU as it is on a GPU.
+    coarse_counts : bool
+        Whether a module may tell the number of images roughly only: of directions, components and Gaussians there are then at
+        most the largest power of two that the images allow, and no error names their number.
     """
 
     progress: Progress | None = None
@@ -56,6 +60,7 @@ class FitOptions:
     keep_checkpoint: bool = False
     checkpoint_seconds: float = 60.0
     compile_on_cpu: bool = False
+    coarse_counts: bool = False
 
 
 class GenerativeModule(ABC, Generic[SpecT]):
@@ -98,12 +103,14 @@ class GenerativeModule(ABC, Generic[SpecT]):
             When the images do not fit ``image_shape``, are all equal, or training ends in weights that are not finite.
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != self.image_shape or not len(images):
+            shape = images.shape[1:] if options.coarse_counts else images.shape
             raise ModuleError(
-                f"images of shape {tuple(images.shape)} and type {images.dtype}: a {self.kind} module for {self.image_shape} "
+                f"images of shape {tuple(shape)} and type {images.dtype}: a {self.kind} module for {self.image_shape} "
                 "takes at least one uint8 image of that shape; check data.size"
             )
         if len(images) > 1 and bool((images == images[:1]).all()):
-            raise ModuleError(f"{len(images)} equal images: a module learns nothing from one image; check the class's files")
+            exact = f"{len(images)} equal images: a module learns nothing from one image; check the class's files"
+            raise ModuleError(ONE_IMAGE if options.coarse_counts else exact)
         self._fit(images, seed, options)
         broken = [name for name, tensor in self.state().items() if not torch.isfinite(tensor).all()]
         if broken:
@@ -119,9 +126,9 @@ class GenerativeModule(ABC, Generic[SpecT]):
         n : int
             Number of samples.
         generator : torch.Generator
-            A fresh CPU generator; the whole stream follows from its seed.
+            A fresh CPU generator; the whole stream follows from its seed. Or one that stands where a batch begins.
         start : int
-            Index of the first sample.
+            Index of the first sample, counted from where the generator stands.
         check : callable, optional
             Is shown every batch before it is clamped and quantized: (b, C, H, W) floats, about [-1, 1]; may refuse by raising.
 
@@ -183,6 +190,11 @@ class GenerativeModule(ABC, Generic[SpecT]):
             drawn = [self._noise(generator) for _ in range(min(self.batch_blocks, blocks - begin))]
             filling = [torch.zeros_like(drawn[0])] * (self.batch_blocks - len(drawn))
             yield torch.cat(drawn + filling), len(drawn) * BLOCK
+
+
+def allowed(count: int, coarse: bool) -> int:
+    """Return ``count``, or where a ``coarse`` number is wanted the largest power of two that is not above it; 0 stays 0."""
+    return 1 << (count.bit_length() - 1) if coarse and count else count
 
 
 def blocks_at_once(spec: NetworkSpec, image_shape: ImageShape, device: torch.device) -> int:

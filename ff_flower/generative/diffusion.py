@@ -163,7 +163,7 @@ class DiffusionModule(GenerativeModule[UNetSpecT]):
         rows = shuffled_copies(kept, self.spec.symmetry, seed)
         if self.spec.augmentation:  # what the Gaussian does not expect, its error would weigh far too much
             rows, _ = augment_and_tell(rows, self.spec.augmentation, generator(seed, "told rows"))
-        prior, centre, scale = GaussianPrior.fit(rows.flatten(1), self.spec.rank, seed)
+        prior, centre, scale = GaussianPrior.fit(rows.flatten(1), self.spec.rank, seed, options.coarse_counts)
         network = seeded(lambda: self._build(self._of_one_shape(prior, options.compile_on_cpu)), derive_seed(seed, "init"))
         network.centre.copy_(centre.reshape(self.image_shape))
         network.scale.copy_(scale)

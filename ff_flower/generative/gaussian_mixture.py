@@ -9,7 +9,7 @@ from torch import Tensor
 from ..config import GaussianMixtureSpec, ImageShape
 from ..data.transforms import to_unit
 from ..seeding import library_seed
-from .base import FitOptions, GenerativeModule, check_state, not_fitted
+from .base import FitOptions, GenerativeModule, allowed, check_state, not_fitted
 from .mixture import GaussianMixtureDensity
 
 
@@ -61,8 +61,8 @@ class GaussianMixtureModule(GenerativeModule[GaussianMixtureSpec]):
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
         spec, pixels = self.spec, to_unit(images).flatten(1).double().numpy()
-        components = max(1, min(spec.components, len(pixels) - 1, pixels.shape[1]))
-        mixtures = max(1, min(spec.mixtures, len(pixels) // spec.images_per_mixture))
+        components = max(1, min(spec.components, allowed(len(pixels) - 1, options.coarse_counts), pixels.shape[1]))
+        mixtures = max(1, min(spec.mixtures, allowed(len(pixels) // spec.images_per_mixture, options.coarse_counts)))
         with threadpool_limits(1):
             pca = PCA(components, whiten=True, random_state=library_seed(seed, "pca")).fit(pixels)
             scores = pca.transform(pixels) if len(pixels) > 1 else pixels[:, :1] * 0

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..seeding import library_seed
+from .base import allowed
 
 ROWS = 8192
 SMALLEST = 1e-2
@@ -45,7 +46,7 @@ class GaussianPrior(nn.Module):
         return cls(torch.zeros(rank, pixels), torch.ones(rank), torch.ones(()))
 
     @classmethod
-    def fit(cls, rows: Tensor, rank: int, seed: int) -> tuple["GaussianPrior", Tensor, Tensor]:
+    def fit(cls, rows: Tensor, rank: int, seed: int, coarse: bool = False) -> tuple["GaussianPrior", Tensor, Tensor]:
         """Fit principal components, and one variance for all other directions.
 
         Where images are more than pixels these are probabilistic principal components (Tipping & Bishop 1999). Where they are
@@ -61,6 +62,8 @@ class GaussianPrior(nn.Module):
             directions as images nothing would be left that tells how other images vary in all the others.
         seed : int
             Seed of the randomized decomposition.
+        coarse : bool
+            Whether the images allow a power of two of directions only, which tells their number roughly.
 
         Returns
         -------
@@ -74,13 +77,14 @@ class GaussianPrior(nn.Module):
         centre = _rounded(rows.mean(0))
         scale = _rounded((rows - centre).square().mean().sqrt().clamp_min(0.05))
         standard = (rows - centre) / scale
-        rank = min(rank, len(standard) // 2, standard.shape[1] - 1)
+        rank = min(rank, allowed(len(standard) // 2, coarse), standard.shape[1] - 1)
         if rank < 1:
             return cls.isotropic(rows.shape[1]), centre, scale
         with threadpool_limits(1):
             pca = PCA(rank, random_state=library_seed(seed, "prior")).fit(standard.numpy())
         deviations = torch.from_numpy(pca.explained_variance_).float().sqrt().clamp_min(SMALLEST)
-        floor = torch.tensor(float(pca.noise_variance_)).sqrt().clamp_min(SMALLEST)
+        # A randomized decomposition finds what is left by a difference, which rounding can take below 0.
+        floor = torch.tensor(float(pca.noise_variance_)).clamp_min(0).sqrt().clamp_min(SMALLEST)
         directions = torch.from_numpy(pca.components_).float().contiguous()
         return cls(_rounded(directions), _rounded(deviations), _rounded(floor)), centre, scale
 

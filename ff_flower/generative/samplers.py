@@ -13,7 +13,9 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 def sigma_schedule(steps: int, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
     """Return the ``steps + 1`` noise levels from ``sigma_max`` down to ``sigma_min`` and 0 (EDM, equation 5)."""
     ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    return [(ends[0] + i / max(steps - 1, 1) * (ends[1] - ends[0])) ** rho for i in range(steps)] + [0.0]
+    levels = [(ends[0] + i / max(steps - 1, 1) * (ends[1] - ends[0])) ** rho for i in range(max(steps - 1, 1))]
+    # The last level is not computed: where rho is small its root is lost beside that of the first.
+    return [*levels, sigma_min, 0.0] if steps > 1 else [*levels, 0.0]
 
 
 def heun_steps(evaluations: int) -> tuple[int, int]:

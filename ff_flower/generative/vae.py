@@ -17,7 +17,7 @@ from ..config import ImageShape, VAESpec
 from ..data.transforms import augment, to_unit
 from ..seeding import derive_seed, generator, seeded
 from .autoencoder import Decoder, Encoder, begin
-from .base import FitOptions, GenerativeModule, blocks_at_once, check_state, not_fitted
+from .base import FitOptions, GenerativeModule, allowed, blocks_at_once, check_state, not_fitted
 from .diffusion import shuffled_copies, symmetry_policy
 from .gaussian_prior import SMALLEST, GaussianPrior
 from .mixture import GaussianMixtureDensity
@@ -141,7 +141,7 @@ class VAEModule(GenerativeModule[VAESpec]):
     def _fit(self, images: Tensor, seed: int, options: FitOptions) -> None:
         kept, held = split_holdout(to_unit(images), options.holdout, seed)
         rows = shuffled_copies(kept, self.spec.symmetry, seed)
-        prior, centre, scale = GaussianPrior.fit(rows.flatten(1), self.spec.latent, seed)
+        prior, centre, scale = GaussianPrior.fit(rows.flatten(1), self.spec.latent, seed, options.coarse_counts)
         network = seeded(lambda: Autoencoder(self.spec, self.image_shape), derive_seed(seed, "init"))
         network.centre.copy_(centre.reshape(self.image_shape))
         network.scale.copy_(scale)
@@ -150,10 +150,10 @@ class VAEModule(GenerativeModule[VAESpec]):
         best = training.run()
         assert isinstance(best, Autoencoder)
         self.images_shown = training.images_shown
-        self._take(self._second_stage(best, rows[:ROWS], len(kept), seed))
+        self._take(self._second_stage(best, rows[:ROWS], len(kept), seed, options.coarse_counts))
 
     @torch.no_grad()
-    def _second_stage(self, network: Autoencoder, rows: Tensor, distinct: int, seed: int) -> LatentSampler:
+    def _second_stage(self, network: Autoencoder, rows: Tensor, distinct: int, seed: int, coarse: bool) -> LatentSampler:
         """Fit the mixture to posterior samples of the images, and the texture to what the decoder leaves of them."""
         latents, rest = [], []
         random = generator(seed, "latents", device=self.device)
@@ -165,9 +165,9 @@ class VAEModule(GenerativeModule[VAESpec]):
                 latents.append(mean + (log_variance / 2).exp() * noise)
                 if self.spec.texture:
                     rest.append((images - network.decoder(latents[-1])).cpu())
-        mixtures = max(1, min(self.spec.mixtures, distinct // self.spec.images_per_mixture))
+        mixtures = max(1, min(self.spec.mixtures, allowed(distinct // self.spec.images_per_mixture, coarse)))
         density, *_ = GaussianMixtureDensity.fit(torch.cat(latents).cpu(), mixtures, self.spec.regularization, seed, rounds=30)
-        texture = _texture(torch.cat(rest).flatten(1), self.spec.rank, seed) if self.spec.texture else None
+        texture = _texture(torch.cat(rest).flatten(1), self.spec.rank, seed, coarse) if self.spec.texture else None
         sampler = LatentSampler(network.decoder, density, texture, self.image_shape)
         sampler.centre.copy_(network.centre)
         sampler.scale.copy_(network.scale)
@@ -188,7 +188,7 @@ class VAEModule(GenerativeModule[VAESpec]):
         return standardized * sampler.scale + sampler.centre
 
 
-def _texture(rest: Tensor, rank: int, seed: int) -> GaussianPrior:
+def _texture(rest: Tensor, rank: int, seed: int, coarse: bool) -> GaussianPrior:
     """Return the Gaussian of what the decoder leaves (n, D), in units of standardized images."""
-    standard, _, scale = GaussianPrior.fit(rest, rank, derive_seed(seed, "texture"))
+    standard, _, scale = GaussianPrior.fit(rest, rank, derive_seed(seed, "texture"), coarse)
     return GaussianPrior(standard.directions, standard.deviations * scale, standard.floor * scale)

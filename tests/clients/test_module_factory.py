@@ -12,6 +12,7 @@ from clients.site import kind_of, open_site
 from ff_flower.config import ModuleSpec, RunSpec
 from ff_flower.errors import ConfigError
 from ff_flower.generative import KINDS
+from ff_flower.generative.base import ONE_IMAGE
 from ff_flower.registry import decode_module
 from ff_flower.run_directory import cache_root
 
@@ -57,6 +58,19 @@ def unfinished(spec):
     return sorted((cache_root(spec) / "fits").glob("*"))
 
 
+def of_one_class(site, label, count):
+    """Return the site with the first ``count`` images of one class alone."""
+    rows = (site.own.labels == label).nonzero()[:, 0]
+    return replace(site, own=site.own.subset(rows[:count]))
+
+
+def sentences(spec, site):
+    """Return what a node says in words of its classes, in its report and in its modules' manifests."""
+    report, files = fit_modules(spec, site, CPU)
+    told = {one.reason for one in (*report.declined, *report.fallbacks)}
+    return told | {decode_module(data)[0].note for data in files.values()}
+
+
 def test_an_interrupted_fit_continues_to_the_same_bytes(tmp_path, caplog):
     """A fit that was cut off twice goes on at its last checkpoint, sends the unbroken fit's bytes, and leaves nothing behind."""
     spec = tiny(tmp_path / "broken", **NETWORK, module__checkpoint_seconds=1e-9)
@@ -93,15 +107,50 @@ def test_images_shown_do_not_tell_the_classes_size(tmp_path):
         spec = tiny(tmp_path, **{**NETWORK, "module__kind": kind})
         site = replace(open_site(spec, NODE), count_granularity=50)
         label = int(site.own.labels[0])
-        rows = (site.own.labels == label).nonzero()[:, 0]
         for count in (64, 65):  # 12 steps of 16 images are three passes over 64
-            few = replace(site, own=site.own.subset(rows[:count].numpy()))
-            manifest = decode_module(fit_module(spec, few, label, CPU))[0]
+            manifest = decode_module(fit_module(spec, of_one_class(site, label, count), label, CPU))[0]
             assert manifest.num_examples == 50
             assert manifest.images_shown == 12 * 16 if kind == "edm" else manifest.images_shown % 50 == 0
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"module__edm__learning_rate": 1e-3}, {"module__holdout": 0.2}])
+@pytest.mark.parametrize(("granularity", "same"), [(50, True), (1, False)])
+def test_shapes_tell_a_rounded_size_roughly(granularity, same, tmp_path):
+    """Where numbers are rounded modules of 20 and of 30 images have tensors of the same shapes, with exact ones of others."""
+    spec = tiny(tmp_path, module__gaussian_mixture__components=32, module__gaussian_mixture__images_per_mixture=5)
+    site, shapes = replace(open_site(spec, NODE), count_granularity=granularity), []
+    label = int(site.own.labels[0])
+    for count in (20, 30):
+        state = decode_module(fit_module(spec, of_one_class(site, label, count), label, CPU))[1]
+        shapes.append({name: tensor.shape for name, tensor in state.items()})
+    assert (shapes[0] == shapes[1]) is same
+
+
+def test_rounded_sizes_stand_in_no_sentence(tmp_path):
+    """Where numbers are rounded a class is declined, or gets a simpler kind, in the same words whatever its size."""
+    spec, single = tiny(tmp_path, **NETWORK), tiny(tmp_path, **NETWORK, module__min_images=1)
+    site = replace(open_site(spec, NODE), count_granularity=50)
+    label = int(site.own.labels[0])
+    for counts, said in (
+        ((3, 9), "too few images: a module needs at least 10; lower module.min-images or pool classes"),
+        ((12, 39), "gaussian_mixture in the place of edm: fewer images than module.network-images = 40"),
+    ):
+        assert all(sentences(spec, of_one_class(site, label, count)) == {said} for count in counts)
+    one = of_one_class(site, label, 1)
+    equal = replace(one, own=one.own.subset([0] * 12))
+    assert sentences(single, one) == sentences(single, equal) == {ONE_IMAGE}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"module__edm__learning_rate": 1e-3},
+        {"module__holdout": 0.2},
+        {"threads": 2},
+        {"deterministic": False},
+    ],
+    ids=lambda change: next(iter(change)),
+)
 def test_a_checkpoint_of_another_fit_is_not_continued(change, tmp_path):
     """Another seed or setting begins anew beside the checkpoint that lies there, and ends like without it."""
     spec = tiny(tmp_path / "broken", **NETWORK, module__checkpoint_seconds=1e-9)
@@ -112,6 +161,20 @@ def test_a_checkpoint_of_another_fit_is_not_continued(change, tmp_path):
     other, clean = (tiny(tmp_path / out, **NETWORK | change, module__checkpoint_seconds=1e-9) for out in ("broken", "clean"))
     assert fit_module(other, site, label, CPU) == fit_module(clean, site, label, CPU)
     assert unfinished(spec) == lying
+
+
+@pytest.mark.parametrize("other", ["libraries", "granularity"])
+def test_a_checkpoint_of_other_conditions_is_not_continued(other, tmp_path, monkeypatch):
+    """With other versions of libraries, or where numbers are now rounded, a fit begins anew beside the checkpoint there."""
+    spec = tiny(tmp_path, **NETWORK, module__checkpoint_seconds=1e-9)
+    site = open_site(spec, NODE)
+    label = int(site.own.labels[0])
+    interrupted(spec, site, label)
+    lying = unfinished(spec)
+    if other == "libraries":
+        monkeypatch.setattr("clients.module_factory.library_versions", lambda *names: {"torch": "2.0.0"})
+    fit_module(spec, replace(site, count_granularity=50 if other == "granularity" else 1), label, CPU)
+    assert len(lying) == 1 and unfinished(spec) == lying
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "gaussian_mixture"])

@@ -6,7 +6,7 @@ from closed_forms import LEVELS, TIMES, normal
 from torch import Tensor
 
 from ff_flower.data import to_unit
-from ff_flower.generative.gaussian_prior import GaussianPrior
+from ff_flower.generative.gaussian_prior import SMALLEST, GaussianPrior
 
 EYE = torch.eye(9, dtype=torch.float64)
 
@@ -85,6 +85,33 @@ def test_directions_are_fewer_than_images_and_pixels(rows: int, rank: int, expec
     prior, centre, scale = GaussianPrior.fit(normal(rows, 9).float(), rank, seed=0)
     assert prior.directions.shape == (expected, 9) and prior.deviations.shape == (expected,)
     assert all(tensor.isfinite().all() for tensor in (centre, scale, *prior.state_dict().values()))
+
+
+@pytest.mark.parametrize(
+    ("rows", "rank", "expected"), [(1, 8, 0), (2, 8, 1), (14, 8, 4), (15, 8, 4), (16, 8, 8), (30, 3, 3), (99, 99, 8)]
+)
+def test_coarse_directions_are_powers_of_two(rows: int, rank: int, expected: int) -> None:
+    """Where their number may be told roughly only, n images allow at most the largest power of two up to n / 2 of directions."""
+    prior, *_ = GaussianPrior.fit(normal(rows, 9).float(), rank, seed=0, coarse=True)
+    assert prior.directions.shape == (expected, 9) and prior.deviations.shape == (expected,)
+
+
+def test_copies_of_few_images_leave_next_to_nothing() -> None:
+    """Sixteen copies of each of four images, which span fewer dimensions than the rank, give a finite prior with a low floor."""
+    for seed in range(4):
+        prior, *_ = GaussianPrior.fit(normal(4, 784, seed=seed).float().repeat(16, 1), 32, seed)
+        assert all(tensor.isfinite().all() for tensor in prior.state_dict().values())
+        assert prior.floor < 5 * SMALLEST
+
+
+def test_a_variance_below_zero_is_none(zeros: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where rounding takes the variance that the directions leave below 0, the floor is the smallest there is."""
+    from sklearn.decomposition import PCA
+
+    below = property(lambda self: -1e-7, lambda self, found: None)
+    monkeypatch.setattr(PCA, "noise_variance_", below, raising=False)
+    prior, *_ = GaussianPrior.fit(to_unit(zeros).flatten(1), 5, seed=0)
+    assert float(prior.floor) == pytest.approx(SMALLEST, rel=1e-3)
 
 
 def test_few_images_do_not_pass_for_all_there_are() -> None:

@@ -23,6 +23,12 @@ TINY: dict[str, dict[str, Any]] = {
     "vae": {"channels": 8, "steps": 8, "batch_size": 16, "latent": 4, "texture": 0.5},
     "gaussian_mixture": {"components": 5, "mixtures": 2, "residual_noise": True},
 }
+COUNTED: dict[str, dict[str, Any]] = {  # settings that leave the number of directions, components and Gaussians to the images
+    "edm": {"rank": 64},
+    "flow": {"rank": 64},
+    "vae": {"rank": 64, "images_per_mixture": 5},
+    "gaussian_mixture": {"components": 64, "mixtures": 8, "images_per_mixture": 5},
+}
 
 
 def _build(kind: str, shape: tuple[int, int, int] = SHAPE) -> GenerativeModule[Any]:
@@ -147,6 +153,30 @@ def test_equal_images_are_refused(kind: str) -> None:
     """Images that are all equal are no distribution to learn, and the error counts them."""
     with pytest.raises(ModuleError, match="7 equal images: a module learns nothing from one image; check the class's files"):
         _build(kind).fit(torch.full((7, *SHAPE), 200, dtype=torch.uint8), seed=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_coarse_counts_hide_the_number_of_images(kind: str, threes: Tensor) -> None:
+    """With coarse counts 24 and 31 images make states of the same shapes, otherwise of different ones; both can be restored."""
+    spec = ModuleSpec.model_validate({"kind": kind, kind: TINY[kind] | COUNTED[kind]})
+    for coarse in (True, False):
+        modules = [build_module(spec, SHAPE).fit(threes[:n], 0, FitOptions(coarse_counts=coarse)) for n in (24, 31)]
+        few, more = ({name: tensor.shape for name, tensor in module.state().items()} for module in modules)
+        assert (few == more) is coarse
+        assert all(len(_restore(module, module.state()).sample(1, _stream())) == 1 for module in modules)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_coarse_counts_stand_in_no_error(kind: str) -> None:
+    """With coarse counts the error of equal images, and that of images of another shape, are the same for any number of them."""
+    options = FitOptions(coarse_counts=True)
+    for images in (torch.full((9, *SHAPE), 200, dtype=torch.uint8), torch.zeros((9, 3, 8, 8), dtype=torch.uint8)):
+        said = []
+        for n in (2, 9):
+            with pytest.raises(ModuleError) as caught:
+                _build(kind).fit(images[:n], 0, options)
+            said.append(str(caught.value))
+        assert said[0] == said[1]
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:Number of distinct clusters")

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from closed_forms import Loud, normal
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -129,15 +129,22 @@ def test_a_midpoint_step_follows_the_slope_in_the_middle() -> None:
     assert torch.allclose(midpoint(velocity, x, 1), euler(velocity, x, 1))
 
 
-@given(steps=st.integers(2, 50), low=st.floats(0.001, 0.5), high=st.floats(1.0, 100.0), rho=st.floats(1.0, 10.0))
+@given(steps=st.integers(2, 50), low=st.floats(0.001, 0.5), high=st.floats(1.0, 100.0), rho=st.floats(0.1, 100.0))
+@example(steps=5, low=0.05, high=10.0, rho=0.1)  # the root of the last level is 10^-23 of that of the first
 def test_the_schedule_falls_from_end_to_end(steps: int, low: float, high: float, rho: float) -> None:
     """The levels fall from sigma_max to sigma_min and then to 0, evenly in their rho-th roots (EDM, equation 5)."""
     sigmas = sigma_schedule(steps, low, high, rho)
     assert len(sigmas) == steps + 1 and sigmas[-1] == 0
-    assert sigmas[0] == pytest.approx(high) and sigmas[-2] == pytest.approx(low)
+    assert sigmas[0] == pytest.approx(high) and sigmas[-2] == low
     assert all(larger > smaller for larger, smaller in pairwise(sigmas))
     gaps = [larger ** (1 / rho) - smaller ** (1 / rho) for larger, smaller in pairwise(sigmas[:-1])]
     assert gaps == pytest.approx([gaps[0]] * len(gaps), rel=1e-6, abs=1e-9)
+
+
+def test_heuns_steps_are_finite_for_the_least_rho(prior: GaussianPrior) -> None:
+    """With the least ``rho`` that the settings allow Heun's method ends in numbers, and no step divides by 0."""
+    sigmas = sigma_schedule(5, 0.05, 10.0, 0.1)
+    assert heun(prior, prior.noisy(normal(2, 1, 3, 3), 10.0), sigmas).isfinite().all()
 
 
 def test_one_step_goes_from_the_top_to_zero() -> None:
