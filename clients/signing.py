@@ -7,6 +7,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ff_flower.config import RunSpec, Scalar
 from ff_flower.errors import ConfigError
+from ff_flower.machine import path_of
 from ff_flower.registry import SignaturePolicy, read_private_key, sign_module
 
 
@@ -43,7 +44,7 @@ def signature_policy(spec: RunSpec, node_config: Mapping[str, Scalar]) -> Signat
     required = spec.trust.require_signature
     if (own := _path(node_config, "public-keys")) is not None:
         return SignaturePolicy.read(own, required)
-    if spec.trust.public_keys and Path(spec.trust.public_keys).expanduser().is_dir():
+    if spec.trust.public_keys and path_of(spec.trust.public_keys).is_dir():
         return SignaturePolicy.read(spec.trust.public_keys, required)
     return SignaturePolicy.read("", required)
 
@@ -54,4 +55,4 @@ def _path(node_config: Mapping[str, Scalar], key: str) -> Path | None:
         return None
     if not isinstance(value, str) or not value:
         raise ConfigError(f"node-config: {key} = {value!r}: must be a path in quotes, for example {key}='/etc/ff-flower/keys'")
-    return Path(value).expanduser()
+    return path_of(value)

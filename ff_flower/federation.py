@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Self
 
@@ -122,7 +122,11 @@ class Enrolment:
 
 
 def enrol(
-    introductions: Sequence[Introduction], places: int, fixed: Sequence[str] = (), known: Federation | None = None
+    introductions: Sequence[Introduction],
+    places: int,
+    fixed: Sequence[str] = (),
+    known: Federation | None = None,
+    excluded: Collection[str] = (),
 ) -> Enrolment:
     """Make the label table, and give sites their partitions.
 
@@ -136,15 +140,19 @@ def enrol(
         The classes by label, where the run fixes them; empty takes those that sites name, sorted.
     known : Federation, optional
         The table of an earlier session of the run: its sites and classes keep their places, later ones are appended.
+    excluded : collection of str
+        Sites without a say in the images' shape, and without a place where an earlier session gave them none.
     """
     times = Counter(one.name for one in introductions)
-    shape = known.image_shape if known else _most_common_shape(introductions)
+    shape = known.image_shape if known else _most_common_shape([one for one in introductions if one.name not in excluded])
     taken = list(known.sites) if known else []
     accepted, refused = [], []
     for one in sorted(introductions, key=lambda one: one.name):
         reason = _conflict(one, times, shape, fixed)
         if not reason and one.name not in taken:
-            if len(taken) < places:
+            if known and one.name in excluded:
+                reason = "the run excludes it, and began without it"
+            elif len(taken) < places:
                 taken.append(one.name)
             else:
                 reason = f"all {places} places are taken by {', '.join(taken)}; raise num-clients"

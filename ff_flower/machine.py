@@ -1,9 +1,11 @@
-"""What this machine has to give: cores, GPUs, and locks on files."""
+"""What this machine has to give: cores, GPUs, homes, and locks on files."""
 
 import errno
 import os
 from contextlib import suppress
 from pathlib import Path
+
+from .errors import ConfigError
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # what file systems without locks say
@@ -19,6 +21,20 @@ def usable_cores() -> int:
         quota, period = QUOTA.read_text().split()
         cores = min(cores, int(float(quota) / float(period)))  # without a quota the first word is "max", which is no number
     return max(1, cores)
+
+
+def path_of(text: str | Path) -> Path:
+    """Return the path that a person wrote, with homes for ``~`` and ``~name``.
+
+    Raises
+    ------
+    ConfigError
+        Where there is no such home.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{str(text)!r}: must begin with ~/ for your own home, or with that of a user who is there") from error
 
 
 def visible_gpus() -> int:

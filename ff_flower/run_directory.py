@@ -32,7 +32,7 @@ from typing import Any
 from .config import RunSpec, Scalar
 from .environment import describe_environment
 from .errors import RunError
-from .machine import NO_LOCKS
+from .machine import NO_LOCKS, path_of
 
 FORMAT_VERSION = 1
 RECEIVED = "received"  # folder of the cache: module files of a broadcast, while a node uses them
@@ -40,7 +40,7 @@ RECEIVED = "received"  # folder of the cache: module files of a broadcast, while
 
 def output_root(spec: RunSpec) -> Path:
     """Return the folder of run directories: ``out``, else ``FF_RUNS``, else ``runs`` in the working directory."""
-    return Path(spec.out or os.environ.get("FF_RUNS") or "runs").expanduser().resolve()
+    return path_of(spec.out or os.environ.get("FF_RUNS") or "runs").resolve()
 
 
 def cache_root(spec: RunSpec) -> Path:

@@ -58,8 +58,14 @@ class RepeatableAveraging(FedAvg):
         return super().start(ArrivalGrid(grid), *args, **kwargs)
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """Send the global weights to every node that was there in the first round; who is gone since is missing."""
-        self._asked = self._asked or wait_for_nodes(grid, self.spec.num_clients, self.spec.connect_timeout)
+        """Send the global weights to every node that is there; who is gone is missing.
+
+        A node that has restarted since the last round takes part under its other id, as soon as the former one is not listed.
+        """
+        if not self._asked:
+            self._asked = wait_for_nodes(grid, self.spec.num_clients, self.spec.connect_timeout)
+        elif 0 < len(there := sorted(grid.get_node_ids())) <= self.spec.num_clients:
+            self._asked = there
         content = request_records(self.spec, range(self.spec.num_clients), server_round)
         content["arrays"] = self._sent = arrays
         num_bytes = count_bytes(content, "arrays")
@@ -103,10 +109,10 @@ def _check_update(content: RecordDict, sent: ArrayRecord) -> None:
     records = [*content.array_records, *content.metric_records]
     if records != ["arrays", "metrics"] or set(metrics) != {"num-examples", "partition-id"}:
         found = f"{sorted(records)} with metrics {sorted(metrics)}"
-        raise VerificationError("records", f"{found}; a reply has 'arrays' and 'metrics' with num-examples and partition-id")
+        raise VerificationError("records", f"{found:.300}; a reply has 'arrays' and 'metrics' with num-examples and partition-id")
     num_examples = metrics["num-examples"]
     if not isinstance(num_examples, int) or num_examples < 0:
-        raise VerificationError("num-examples", f"{num_examples!r} is not a count")
+        raise VerificationError("num-examples", f"{num_examples!r:.80} is not a count")
     try:
         weights = {name: array.numpy() for name, array in content.array_records["arrays"].items()}
     except UNREADABLE as error:

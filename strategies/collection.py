@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 
 import torch
@@ -83,14 +84,15 @@ class Collection:
     def receive(self, partition: int, content: RecordDict) -> list[Failure]:
         """Register one node's files; the failures are empty, or say why the node's whole reply is refused."""
         try:
-            report, files = read_fit_reply(content, shared_store(self.spec))
-            signatures = read_signatures(content, files)
-            if report.partition != partition or sorted(report.modules.values()) != sorted(files):
+            report, named = read_fit_reply(content, shared_store(self.spec), self.spec.trust.max_module_bytes)
+            signatures = read_signatures(content, named)
+            if report.partition != partition or sorted(report.modules.values()) != sorted(named):
                 raise VerificationError("report", "it does not name the partition, and once each the files, it came with")
             if strange := report.labels - set(range(NO_IMAGES.label, last := len(self.info.classes))):
                 raise VerificationError("report", f"labels {sorted(strange)[:5]}: this run's are 0 to {last - 1}")
             if excluded := [label for label in report.modules if self.spec.exclusion.covers(self.owners[partition], int(label))]:
                 raise VerificationError("excluded", f"modules of labels {', '.join(excluded)}, which take no part")
+            files = dict(named)  # read from a shared store here, no more of them than the run has labels
         except VerificationError as error:
             return [Failure(partition, str(error))]
         modules = [self._register(data, report, signatures.get(name)) for name, data in files.items()]
@@ -130,7 +132,8 @@ class Collection:
         (self.directory.path / f"nodes/{partition}/fit.json").unlink(missing_ok=True)
 
     def complete(self) -> None:
-        """Forget in which order replies came, and remove modules that an interrupted session left and no report names."""
+        """Close the round: what silent nodes gave in an earlier session stays, and modules that no report names are removed."""
+        self._take_over()
         self.reports = dict(sorted(self.reports.items()))
         self.refused.sort(key=lambda one: int(str(one["partition"])))
         self.withdraw_unreported()
@@ -204,6 +207,18 @@ class Collection:
         """Return the partition whose node reported a registered module as its own, by module_id."""
         return {module.module_id: partition for partition in self.reports for module in self.modules_of(partition)}
 
+    def _take_over(self) -> None:
+        """Take over the reports of nodes that lack a receipt, since a module was refused, and sent nothing in this session.
+
+        Their other modules stand verified in the registry; the nodes themselves are missing as before.
+        """
+        for partition in set(self.participants) - set(self.reports):
+            with suppress(OSError, UnicodeDecodeError, VerificationError):
+                report = FitReport.from_json((self.directory.path / f"nodes/{partition}/fit.json").read_text(encoding="utf-8"))
+                self.reports[partition] = report
+                if report.partition != partition or not self.modules_of(partition):
+                    del self.reports[partition]
+
     def _kept_report(self, partition: int) -> FitReport | None:
         if not self.directory.is_done(f"fit-{partition}", self.spec.fit_digest()):
             return None
@@ -227,7 +242,10 @@ class Collection:
         self.registry.quarantine(data, error, source=f"node {partition}")
         # A module that is another's stays in the store, where its owner may have left it.
         if error.rule != "owner" and (store := shared_store(self.spec)) is not None:
-            store.remove(module_id(data))
+            try:
+                store.remove(module_id(data))
+            except OSError as left:
+                logger.warning("fit: module %s stays in the shared store (%s)", module_id(data)[:12], left.strerror)
         self.refused.append({"partition": partition, "rule": error.rule, "detail": error.detail})
         logger.warning("fit: a module of node %d is quarantined: %s", partition, error)
 
@@ -236,5 +254,6 @@ class Collection:
         label = str(module.manifest.label)
         claimed = (report.modules.get(label), report.label_counts.get(label))
         if claimed != (module.module_id, module.manifest.num_examples):
-            raise VerificationError("report", f"label {label} of {module.manifest.num_examples} images was reported as {claimed}")
+            own = f"label {label} of {module.manifest.num_examples} images"
+            raise VerificationError("report", f"{own} was reported as {claimed!r:.200}")
         open_module(self.registry, module.module_id)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ff_flower.accelerator import torch_threads
 from ff_flower.classifiers import (
     agreeing,
     build_classifier,
@@ -121,9 +122,12 @@ class Consensus:
         return kept
 
     def _synthesize(self) -> SyntheticDataset:
+        """Return the synthetic set; where nodes make it too, with the threads of a node, so that it is theirs."""
         shares = allocate(list(self.strategy.collection.registry), self.spec.synthesis.samples_per_class)
         cache = SampleCache(cache_root(self.spec) / "samples", self.device)
-        return synthesize(self.strategy.collection.registry, shares, self.spec.seed, cache, self.device)
+        threads = self.spec.threads if self.spec.synthesis.site == "client" else torch.get_num_threads()
+        with torch_threads(threads):
+            return synthesize(self.strategy.collection.registry, shares, self.spec.seed, cache, self.device)
 
     def _fit_server(self, synthetic: SyntheticDataset) -> nn.Module:
         seed = derive_seed(self.spec.seed, "classifier", "server")

@@ -25,7 +25,7 @@ from ff_flower.metrics import Ledger
 from ff_flower.reports import Answer
 from ff_flower.run_directory import RunDirectory, answer_inputs
 
-from .answers import Shapes, check_files, expected_files
+from .answers import CARRIED, Shapes, check_files, expected_files
 from .arrivals import ArrivalGrid
 from .collection import Collection
 from .introductions import Roll
@@ -109,20 +109,26 @@ class FederatedFactory(Strategy):
     def _waiting(self, nodes: Sized) -> None:
         self.progress.waiting_for(len(nodes))
 
-    def restore(self) -> None:
+    def restore(self, given_up: Mapping[int, str]) -> None:
         """Take over modules and answers that stand verified in the run directory, as a round does that has nobody to ask.
+
+        Parameters
+        ----------
+        given_up : mapping from int to str
+            Why nobody waits for a partition's node any more; what it did not give is missing.
 
         Raises
         ------
         RunError
-            Where a node would have to be asked, or too little is there to go on.
+            Where another node would have to be asked, or too little is there to go on.
         """
         wanted = {*self.collection.resume(), *self._unanswered()}
-        if wanted:
-            raise RunError(f"nodes {sorted(wanted)} must be asked, and no federation is at hand; run the spec in Flower")
+        if asked := sorted(wanted - given_up.keys()):
+            raise RunError(f"nodes {asked} must be asked, and no federation is at hand; run the spec in Flower")
+        self.missing = [Failure(partition, given_up[partition]) for partition in sorted(wanted)]
         self.collection.complete()
         self.collection.vet(self.device)
-        self.collection.check_enough([])
+        self.collection.check_enough(self.missing)
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """Ask the nodes whose modules are not registered yet to fit them."""
@@ -181,6 +187,8 @@ class FederatedFactory(Strategy):
         if not wanted:
             self._asked = []
             return []
+        for partition in wanted:
+            self._drop_answer(partition)
         self._broadcast_at = time.time()
         self.progress.enter("answers")
         self._take, self._refused = self._take_answer, {}
@@ -286,6 +294,12 @@ class FederatedFactory(Strategy):
                 text = (self.directory.path / f"nodes/{partition}/answer.json").read_text()
                 self.answers[partition] = Answer.from_json(text)
         return [partition for partition in self.collection.participants if partition not in self.answers]
+
+    def _drop_answer(self, partition: int) -> None:
+        """Remove what a node answered to other modules, so that nobody takes it for an answer to these."""
+        self.directory.withdraw([f"answer-{partition}"])
+        for name in ("answer.json", *(f"{carried}.safetensors" for carried in CARRIED.values())):
+            (self.directory.path / f"nodes/{partition}" / name).unlink(missing_ok=True)
 
     def _keep_answer(self, partition: int, content: RecordDict) -> None:
         answer, files = read_answer(content)

@@ -135,7 +135,7 @@ def _meet(grid: Grid, spec: RunSpec, known: Federation | None) -> tuple[dict[int
         connected = sorted(grid.get_node_ids())
         told = {node: one for node, one in told.items() if node in connected}
         introductions = [one for one in told.values() if isinstance(one, Introduction)]
-        enrolment = enrol(introductions, spec.num_clients, class_names(spec.data.classes), known)
+        enrolment = enrol(introductions, spec.num_clients, class_names(spec.data.classes), known, spec.exclusion.owners)
         refused = dict(enrolment.refused)
         for failure in sorted(set(_failures(told, refused)) - logged, key=str):
             logger.warning("introductions: %s", failure.reason)

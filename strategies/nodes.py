@@ -141,7 +141,7 @@ def claim_of(message: Message, num_clients: int, partitions: Mapping[int, int]) 
         return Failure(own, last_line(message.error.reason or ""))
     claimed = message.content.metric_records.get("metrics", MetricRecord()).get("partition-id")
     if not isinstance(claimed, int) or not 0 <= claimed < num_clients:
-        return Failure(own, f"partition-id {claimed!r}: it must be 0 to {num_clients - 1}")
+        return Failure(own, f"partition-id {claimed!r:.80}: it must be 0 to {num_clients - 1}")
     if own not in (-1, claimed):
         return Failure(own, f"partition-id {claimed}: it is {own}'s node; it sends its own only")
     return claimed

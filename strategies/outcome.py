@@ -58,6 +58,8 @@ class Outcome:
         What each node contributed, see `contributions`.
     unscored : bool
         Whether classifiers wait for sites that score them.
+    resumed : bool
+        Whether a stage was taken over from an earlier session, so that the total of seconds is not the whole run's.
     """
 
     spec: RunSpec
@@ -80,6 +82,7 @@ class Outcome:
     progress: Progress | None = None
     nodes: list[dict[str, Any]] = field(default_factory=list)
     unscored: bool = False
+    resumed: bool = False
 
     @property
     def whole(self) -> bool:
@@ -130,6 +133,7 @@ class Outcome:
             "rounds": self.rounds,
             "nodes": self.nodes,
             "unscored": self.unscored,
+            "resumed": self.resumed,
             "missing": [asdict(failure) for failure in self.missing],
             "quarantined": self.quarantined,
             "declined": self.declined,

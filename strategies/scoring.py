@@ -49,8 +49,9 @@ class Voters:
 def score_at_sites(grid: Grid | None, outcome: Outcome, waiting: Sequence[Voters]) -> None:
     """Let the sites that take part score the classifiers ``waiting``, and record their results.
 
-    Sites that are missing already are not waited for once more; one that does not score them is missing from then on, so that the
-    next session asks again. A result tells by whom it was scored; without a grid, or where no site answers, it has no scores.
+    Sites that are missing already are not waited for once more; one that does not score them, or is not connected, is missing
+    from then on, so that the next session asks again. A result tells by whom it was scored; without a grid, or where no site
+    answers, it has no scores.
     """
     if not waiting or outcome.roll is None:
         return
@@ -96,7 +97,9 @@ def _ask(
             tallies[partition] = _checked(read_tally(reply), partition, waiting, len(outcome.info.classes))
         except VerificationError as error:
             failures.append(Failure(partition, str(error)))
-    return tallies, failures
+    connected = {*nodes.values(), *gone}
+    away = [p for p, site in enumerate(roll.federation.sites) if p not in connected and site not in excluded]
+    return tallies, failures + [Failure(partition, "it is not connected") for partition in away]
 
 
 def _checked(tally: Tally, partition: int, waiting: Sequence[Voters], num_classes: int) -> dict[str, Tensor]:

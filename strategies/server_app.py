@@ -17,7 +17,7 @@ from ff_flower.figures import label_distribution_figure
 from ff_flower.metrics import Ledger
 from ff_flower.reports import busy_seconds
 from ff_flower.run_directory import RunDirectory, made_of
-from ff_flower.unlearning import honour
+from ff_flower.unlearning import given_up, honour
 
 from .baselines import run_averaging, run_centralized, run_local
 from .consensus import Consensus
@@ -108,7 +108,8 @@ def _make(grid: Grid | None, spec: RunSpec, directory: RunDirectory, splits: Spl
     progress.names = holdings.roll.federation.sites if holdings.roll else ()
     device = prepare(spec, spec.server_threads)
     ledger = Ledger.read(directory.path / "ledger.jsonl")
-    outcome = Outcome(spec, splits.info, directory, ledger, roll=holdings.roll, progress=progress)
+    resumed = bool(directory.receipts())
+    outcome = Outcome(spec, splits.info, directory, ledger, roll=holdings.roll, progress=progress, resumed=resumed)
     outcome.notes += holdings.notes
     _show_labels(directory, splits.info.classes, counts)
     if grid is not None:
@@ -137,9 +138,12 @@ def run_factory(grid: Grid, splits: Splits, outcome: Outcome, device: torch.devi
 
 
 def restore_factory(splits: Splits, outcome: Outcome, device: torch.device) -> None:
-    """Make again what the server alone can make from modules and answers that it has; RunError where it lacks any."""
+    """Make again what the server alone can make from modules and answers that it has.
+
+    It goes on without the nodes that the run does without already; RunError where it lacks another's.
+    """
     strategy = _strategy(splits, outcome, device)
-    strategy.restore()
+    strategy.restore({int(partition): reason for partition, reason in given_up(outcome.directory).items()})
     _conclude(strategy, splits, outcome, device)
 
 

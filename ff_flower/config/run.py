@@ -144,7 +144,8 @@ class RunSpec(Spec):
         (on the shared synthetic set, for the student), or ``poe,logits``.
     exclude : str
         Owners whose contribution takes no part, separated by commas: ``3`` is a whole owner, ``3/7`` owner 3's class with
-        label 7. The run is as if these had never been there. For ``federated-factory`` only.
+        label 7. The run is as if these had never been there; only a site that has introduced itself in the first session keeps
+        its place, and its classes' names theirs in the table. For ``federated-factory`` only.
     min_nodes : int
         Fewest sites with images of their own with which a run begins; 0 means all ``num_clients``.
     min_modules, min_classes : int

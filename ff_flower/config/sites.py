@@ -3,10 +3,10 @@
 import re
 import unicodedata
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from ..errors import ConfigError
+from ..machine import path_of
 from .base import Count, Spec
 
 OWN: Final = "sites"  # the value of data.name with which every node brings its own images
@@ -39,7 +39,7 @@ class SitePlace:
         """Bring the name into the form of a manifest's owner, and refuse a place that is none."""
         object.__setattr__(self, "name", site_name(self.name))
         kind, colon, path = self.location.partition(":")
-        if not colon or kind not in KINDS_OF_PLACES or not Path(path).expanduser().is_absolute():
+        if not colon or kind not in KINDS_OF_PLACES or not path_of(path).is_absolute():
             raise ConfigError(
                 f"data of site {self.name!r}: must be folder: or npz: with an absolute path; "
                 "for example data='folder:/srv/images'"

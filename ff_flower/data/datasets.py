@@ -16,6 +16,7 @@ import numpy as np
 
 from ..config import DataSpec, unknown_name
 from ..errors import ConfigError, DataError
+from ..machine import path_of
 from ..seeding import numpy_generator
 from .image_files import ISIC_SIZE, read_folder, read_isic
 from .image_sets import ImageSet, Source, held_out
@@ -24,6 +25,7 @@ from .loaders import read_digits, read_medmnist, read_npz, read_torchvision
 SourceKind = Literal["scikit-learn", "medmnist", "torchvision", "isic", "npz", "folder", "sites"]
 
 _TEST_SEED = 0
+_CACHE = "~/.cache/ff-flower/data"
 
 
 @dataclass(frozen=True)
@@ -217,9 +219,9 @@ def with_augmentation(info: DatasetInfo, spec: DataSpec) -> DatasetInfo:
 
 
 def _data_root(spec: DataSpec) -> Path:
-    default = Path("~/.cache/ff-flower/data").expanduser()
+    default = path_of(_CACHE)
     chosen = spec.root or os.environ.get("FF_DATA", "")
-    root = Path(chosen).expanduser() if chosen else default
+    root = path_of(chosen) if chosen else default
     if root == default:
         root.mkdir(parents=True, exist_ok=True)
     if not root.is_dir():
@@ -232,13 +234,13 @@ def _data_root(spec: DataSpec) -> Path:
 def _read(name: str, root: Path, size: int, download: bool) -> Source:
     """Read and resize a set, once per process."""
     kind, _, location = name.partition(":")
-    path = root / Path(location).expanduser()
+    path = root / path_of(location)
     findings = len(DATASETS[name].classes) - 1 if name == "chestmnist" else 0
     readers: dict[str, Callable[[], Source]] = {
         "scikit-learn": read_digits,
         "medmnist": lambda: read_medmnist(name, root, size, download, findings),
         "torchvision": lambda: read_torchvision(name, root, download),
-        "isic": lambda: read_isic(root, Path("~/.cache/ff-flower/data").expanduser(), size),
+        "isic": lambda: read_isic(root, path_of(_CACHE), size),
         "npz": lambda: read_npz(path),
         "folder": lambda: read_folder(path, size),
     }

@@ -8,6 +8,7 @@ import torch
 
 from ..config import OWN, DataSpec
 from ..errors import DataError
+from ..machine import path_of
 from .datasets import DatasetInfo, Splits, read_source, split_source, with_augmentation
 from .image_sets import ImageSet, concatenate, empty_like
 
@@ -85,8 +86,9 @@ def in_table(splits: Splits, info: DatasetInfo) -> Splits:
     """
     if splits.info.shape != info.shape:
         raise DataError(f"images are {splits.info.shape}; the run's are {info.shape} (channels, height, width); set data.size")
-    parts = [_relabelled(part, splits.info.classes, info.classes) for part in (splits.train, splits.val, splits.test)]
-    return Splits(info, *parts)
+    names, held_out = splits.info.classes, "no site trains on them; name them in data.classes, or take these images out"
+    train = _relabelled(splits.train, names, info.classes, "start the run again with them")
+    return Splits(info, train, *(_relabelled(part, names, info.classes, held_out) for part in (splits.val, splits.test)))
 
 
 def server_splits(spec: DataSpec, info: DatasetInfo) -> tuple[Splits, list[str]]:
@@ -115,21 +117,21 @@ def server_splits(spec: DataSpec, info: DatasetInfo) -> tuple[Splits, list[str]]
         raise DataError(f"data.server-test: label {highest}; its {len(names)} classes count from 0; relabel these images")
     known = torch.tensor([name in info.classes for name in names])
     present = sorted({names[label] for label in images.labels.tolist()})
-    test = _relabelled(images.subset(known[images.labels]), names, info.classes)
+    test = _relabelled(images.subset(known[images.labels]), names, info.classes, "")
     if not len(test):
         raise DataError(f"data.server-test: its classes are {', '.join(present)}; the sites have none of them; name them alike")
     return Splits(info, nothing, nothing, test), [name for name in present if name not in info.classes]
 
 
-def _relabelled(images: ImageSet, names: Sequence[str], table: Sequence[str]) -> ImageSet:
-    """Return the images with the labels that their classes' names have in ``table``."""
+def _relabelled(images: ImageSet, names: Sequence[str], table: Sequence[str], remedy: str) -> ImageSet:
+    """Return the images with the labels that their classes' names have in ``table``; DataError with ``remedy`` for others."""
     if not len(images):
         return empty_like(images)
     places = {name: label for label, name in enumerate(table)}
     labels = torch.tensor([places.get(_normal(name), -1) for name in names])[images.labels]
     if bool((labels < 0).any()):
         absent = sorted({_normal(names[label]) for label in images.labels[labels < 0].tolist()})
-        raise DataError(f"classes {', '.join(absent)} have no place among the run's; start the run again with them")
+        raise DataError(f"classes {', '.join(absent)} have no place among the run's; {remedy}")
     return ImageSet(images.images, labels)
 
 
@@ -139,4 +141,4 @@ def _normal(name: str) -> str:
 
 def own_location(location: str) -> Path:
     """Return the path in ``folder:/path`` or ``npz:/path``."""
-    return Path(location.partition(":")[2]).expanduser()
+    return path_of(location.partition(":")[2])

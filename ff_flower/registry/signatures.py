@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from ..errors import ConfigError, VerificationError
+from ..machine import path_of
 from .manifest import OWNER
 
 DOMAIN = b"ff-flower module v1\0"
@@ -177,7 +178,7 @@ def read_public_keys(folder: Path) -> dict[str, Ed25519PublicKey]:
         When the folder or a key cannot be read, a file's name can be no owner's, a key is not Ed25519, or two owners share one.
     """
     try:
-        paths = sorted(path for path in folder.expanduser().iterdir() if path.suffix == ".pub")
+        paths = sorted(path for path in path_of(folder).iterdir() if path.suffix == ".pub")
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be read ({error.strerror}); name a folder of OWNER.pub files") from error
     keys: dict[str, Ed25519PublicKey] = {}

@@ -11,7 +11,7 @@ stopped (`honour`): a forgotten contribution never comes back.
 
 from .certificate import CONFIRMATIONS
 from .comparison import Compared, compare_runs
-from .forgetting import Forgetting, Work, forget, waits_for_nodes
+from .forgetting import Forgetting, Work, forget, given_up, waits_for_nodes
 from .owners import participants
 from .purge import drop_copies, honour
 from .request import open_run
@@ -27,6 +27,7 @@ __all__ = [
     "compare_runs",
     "drop_copies",
     "forget",
+    "given_up",
     "honour",
     "open_run",
     "participants",

@@ -18,6 +18,7 @@ from .tombstone import Tombstone
 
 Rebuild = Callable[[RunSpec], object]
 FromScratch = Callable[[RunSpec], RunDirectory]
+_RESULTS = "metrics.json"  # purged with what it tells of, and written when a session ends
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Forgetting:
         Where a run from scratch differs; empty where it does not, or none was made.
     unproven : str
         Why the run from scratch that was asked for could not be made; empty otherwise.
+    rebuilt : bool
+        Whether everything is made again.
     """
 
     certificates: tuple[Path, ...]
@@ -44,6 +47,7 @@ class Forgetting:
     error: str = ""
     differing: tuple[Compared, ...] = ()
     unproven: str = ""
+    rebuilt: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ class Work:
     Attributes
     ----------
     rebuild : callable from RunSpec, optional
-        Runs the spec, as it was asked for, on its run directory; None leaves that to the next run of the spec.
+        Runs the spec, as it was asked for, on its run directory; None leaves that to the next run of the spec. It is not called
+        where such a run has made everything again already.
     from_scratch : callable from RunSpec to RunDirectory, optional
         Makes a whole run of a spec elsewhere, fits included, to compare with; None makes no such proof.
     place : str
@@ -86,11 +91,13 @@ def forget(run: Path, owners: Collection[str], modules: Collection[str], work: W
     ConfigError
         When nobody is named and nothing is unfinished.
     RunError
-        When the run directory is not whole, cannot be written, does not have who is named, or somebody is at work on it; it is
-        as it was then.
+        When the run directory is of another method, not whole, cannot be written, does not have who is named, or somebody is at
+        work on it; it is as it was then.
     """
     began = time.time()
     spec, path = open_run(run)
+    if spec.method != "federated-factory":
+        raise RunError(f"{path}: is of {spec.method}, which knows no owners: only runs of federated-factory can forget; name one")
     directory = RunDirectory(path)
     with directory.alone():
         tombstone = Tombstone.read(path)
@@ -108,10 +115,21 @@ def forget(run: Path, owners: Collection[str], modules: Collection[str], work: W
 def waits_for_nodes(directory: RunDirectory, spec: RunSpec) -> bool:
     """Tell whether a run lacks a fit or an answer of a node that it did not give up; only nodes can give these."""
     stages = ["fit", "answer"] if spec.synthesis.site == "client" else ["fit"]
-    there = directory.receipts()
-    given_up = _missing(directory).keys() - _lost(directory).keys()
-    awaited = [one for one in participants(directory.path, spec) if one not in given_up]
+    there, without = directory.receipts(), given_up(directory)
+    awaited = [one for one in participants(directory.path, spec) if one not in without]
     return any(f"{stage}-{one}" not in there for stage in stages for one in awaited)
+
+
+def given_up(directory: RunDirectory) -> dict[str, str]:
+    """Return why results do without nodes for which nobody waits any more, by partition.
+
+    These are who was missing when the run's last session ended, apart from those who were there before something was forgotten.
+    Until a session has ended since the purge, they are who was missing before it.
+    """
+    if not (directory.path / _RESULTS).exists():
+        return dict.fromkeys(_missing_before(directory), "it was missing before the run forgot somebody")
+    lost = _lost(directory)
+    return {partition: reason for partition, reason in _missing(directory).items() if partition not in lost}
 
 
 def _take_out(directory: RunDirectory, spec: RunSpec, wanted: Exclusion, reason: str) -> str:
@@ -147,18 +165,34 @@ def _pending(run: Path) -> list[int]:
     return [number for number in range(1, len(Tombstone.read(run).entries) + 1) if not is_complete(run, number)]
 
 
+def _made_again(directory: RunDirectory, spec: RunSpec) -> float | None:
+    """Return the seconds of making everything again since the purge, where a session has; None where none has."""
+    if not (directory.path / _RESULTS).exists():
+        return None
+    metrics = directory.read_json(_RESULTS)
+    whole = metrics["spec_digest"] == Tombstone.read(directory.path).effective(spec).digest() and not _lost(directory)
+    seconds = dict(metrics["seconds"])
+    last = float(seconds.pop("total"))
+    return max(last, sum(seconds[stage] for stage in seconds if stage != "fit")) if whole else None  # earlier ones made stages
+
+
 def _missing(directory: RunDirectory) -> dict[str, str]:
     """Return why nodes are missing from the results, by partition."""
-    metrics = directory.read_json("metrics.json") if (directory.path / "metrics.json").exists() else {}
+    metrics = directory.read_json(_RESULTS) if (directory.path / _RESULTS).exists() else {}
     return {str(one["partition"]): str(one["reason"]) for one in metrics.get("missing", [])}
+
+
+def _missing_before(directory: RunDirectory) -> list[str]:
+    """Return who was missing before the first request that has no complete certificate yet; nobody where all have one."""
+    pending = _pending(directory.path)
+    return list(Tombstone.read(directory.path).entries[pending[0] - 1].before.get("missing", [])) if pending else []
 
 
 def _lost(directory: RunDirectory) -> dict[str, str]:
     """Return those of `_missing` who were not missing before the first request that has no complete certificate yet."""
-    pending = _pending(directory.path)
-    if not pending:
+    if not _pending(directory.path):
         return {}
-    before = Tombstone.read(directory.path).entries[pending[0] - 1].before.get("missing", [])
+    before = _missing_before(directory)
     return {partition: reason for partition, reason in _missing(directory).items() if partition not in before}
 
 
@@ -172,7 +206,9 @@ def _conclude(
 ) -> Forgetting:
     """Rebuild, prove, and write a certificate for every entry that has none yet."""
     error = unproven = ""
-    if work.rebuild is not None:
+    seconds, place = _made_again(directory, spec), "a run of the same settings"
+    if seconds is None and work.rebuild is not None:
+        seconds, place = 0.0, work.place
         try:
             work.rebuild(spec)
         except FederatedFactoryError as caught:
@@ -181,8 +217,8 @@ def _conclude(
     if not error and (lost := _lost(directory)):
         reasons = "; ".join(f"node {partition}: {reason}" for partition, reason in lost.items())
         error = f"nodes are missing that were there before ({reasons}); forget again without naming anybody, and they are asked"
-    rebuilt = work.rebuild is not None and not error
-    cost = Cost(time.time() - began, work.place if rebuilt else "")
+    rebuilt = seconds is not None and not error
+    cost = Cost(time.time() - began + (seconds or 0.0), place if rebuilt else "")
     tombstone, proof, compared = Tombstone.read(directory.path), Proof(), []
     if rebuilt and work.from_scratch is not None:
         since = time.time()
@@ -198,4 +234,4 @@ def _conclude(
             written.append(write_certificate(certificate))
     except RunError as caught:
         error = f"{error}; {caught}" if error else str(caught)
-    return Forgetting(tuple(written), notes, error, tuple(one for one in compared if not one.equal), unproven)
+    return Forgetting(tuple(written), notes, error, tuple(one for one in compared if not one.equal), unproven, rebuilt)

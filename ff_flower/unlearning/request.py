@@ -6,6 +6,7 @@ from typing import Any
 
 from ..config import Exclusion, RunSpec, from_run_config
 from ..errors import ConfigError, RunError
+from ..machine import path_of
 from ..metrics import Ledger
 from ..registry import ModuleRegistry, RegisteredModule
 from ..run_directory import RunDirectory, cache_root, file_digest, read_spec, run_path
@@ -31,7 +32,7 @@ def open_run(run: Path) -> tuple[RunSpec, Path]:
     ConfigError
         Where its spec has keys or values that this version does not know.
     """
-    path = run.expanduser().resolve()
+    path = path_of(run).resolve()
     spec = from_run_config({**read_spec(path), "out": str(path.parent)})
     if run_path(spec).name != path.name:
         raise RunError(
@@ -110,8 +111,9 @@ def account(
     directory: RunDirectory, spec: RunSpec, registry: Sequence[RegisteredModule], removed: Collection[str]
 ) -> dict[str, Any]:
     """Return what a certificate compares: modules, files that stay, scores, seconds, who was sent what, and who was missing."""
-    path = directory.path / "metrics.json"
-    metrics: Mapping[str, Any] = directory.read_json("metrics.json") if path.exists() else {}
+    ended = (directory.path / "metrics.json").exists()
+    metrics: Mapping[str, Any] = directory.read_json("metrics.json") if ended else {}
+    unfitted = [one for one in participants(directory.path, spec) if f"fit-{one}" not in directory.receipts()]
     stays = {
         name: digest
         for receipt in directory.receipts().values()
@@ -127,7 +129,7 @@ def account(
         "seconds": metrics.get("seconds", {}),
         "classes": metrics.get("classes", []),
         "sent_to": sorted({one.partition for one in sent if (one.direction, one.what) == ("down", "modules")}),
-        "missing": [str(one["partition"]) for one in metrics.get("missing", [])],
+        "missing": [str(one["partition"]) for one in metrics["missing"]] if ended else unfitted,
         "spec_digest": spec.digest(),
     }
 

@@ -36,6 +36,13 @@ def test_places_of_an_earlier_session_are_kept():
     assert after.classes == ("one", "seven", "zero", "eight", "three")
 
 
+def test_excluded_sites_have_no_say_in_the_shape():
+    """The most common shape is that of the sites that take part; an excluded site of another one is refused by it."""
+    large = [site(name, "one", shape=(1, 28, 28)) for name in ("east", "west")]
+    enrolled = enrol([*large, NORTH], 3, excluded={"east", "west"})
+    assert enrolled.federation.image_shape == NORTH.image_shape and dict(enrolled.refused).keys() == {"east", "west"}
+
+
 def test_a_fixed_table_has_its_order_and_refuses_other_classes():
     """With fixed classes labels are theirs, and a site with a class that is not among them is refused by its name."""
     found = enrol([NORTH, SOUTH], 2, fixed=("three", "seven", "nine"))

@@ -318,6 +318,28 @@ def test_a_site_that_does_not_score_is_asked_again(folders, consortium, tmp_path
     assert again.metrics["missing"] == [] and again.metrics["results"] == consortium.metrics["results"]
 
 
+def test_a_site_that_is_away_when_others_score_is_asked_again(folders, tmp_path):
+    """While a site that contributed is not connected a run is not whole: its held-out images count when it is back."""
+    spec = own(tmp_path, min_nodes=2)
+    make(spec, deployed(folders), tamper=at("evaluate.score", failing, 1))
+    two = {number: config for number, config in deployed(folders).items() if config["name"] != "south"}
+    away = make(spec, dict(enumerate(two.values())))
+    assert gaps(away.metrics) == ["site south is missing: it did not score the classifiers: it is not connected"]
+    back = make(spec, deployed(folders))
+    assert back.metrics["missing"] == [] and back.metrics["results"]["server"]["scored_by"] == ["north", "south", "west"]
+
+
+def test_an_excluded_site_that_comes_later_changes_nothing(folders, tmp_path):
+    """A site that a run excludes and began without gets no place and no classes when it connects after all."""
+    spec = own(tmp_path, exclude="west")
+    others = {number: config for number, config in deployed(folders).items() if config["name"] != "west"}
+    first = make(spec, dict(enumerate(others.values())), tamper=at("evaluate", failing, 1))
+    then = make(spec, deployed(folders))
+    assert then.metrics["missing"] == [] and then.grid.fitted == []
+    assert then.metrics["classes"] == first.metrics["classes"] == ["one", "seven", "three"]
+    assert then.metrics["sites"] == ["north", "south"] and "zero" not in (then.path / "sites.json").read_text()
+
+
 def test_scores_that_only_sites_can_give_are_waited_for(folders, tmp_path):
     """A server that makes its results without nodes leaves them without scores, says so, and does not call the run done."""
     spec = own(tmp_path, synthesis__site="server")

@@ -294,8 +294,35 @@ def test_a_node_that_is_gone_is_missing_from_the_rounds_after(tmp_path):
     spec = tiny(tmp_path, method="fedavg", averaging__rounds=3)
     directory = run(LosingGrid(app, spec.num_clients), spec)
     metrics = directory.read_json("metrics.json")
-    assert metrics["missing"] == [{"partition": 2, "reason": f"round {number}: no reply in time"} for number in (2, 3)]
+    assert metrics["missing"] == [{"partition": 2, "reason": f"round {number}: no reply"} for number in (2, 3)]
     assert len(directory.read_json("rounds.json")) == 3
+
+
+class RestartingGrid(LocalGrid):
+    """A grid whose node of partition 2 restarts after the first round, under another id; nodes that ``end`` then are gone."""
+
+    end: tuple[int, ...] = ()
+    restarted = False
+
+    def get_node_ids(self):
+        """Return the nodes that are there."""
+        if self.sent and not self.restarted:
+            self.restarted = True
+            former = {int(one.node_config["partition-id"]): node_id for node_id, one in self.contexts.items()}
+            self.contexts[former[2] + 10_000] = self.contexts.pop(former[2])
+            for partition in self.end:
+                del self.contexts[former[partition]]
+        return super().get_node_ids()
+
+
+@pytest.mark.parametrize("end", [(), (4,)], ids=["nobody ends", "another ends"])
+def test_a_node_that_restarts_between_rounds_takes_part_in_the_next(end, fedavg, tmp_path):
+    """Rounds go on with a node that has another id since its restart, whoever else is gone, as if it had kept the former one."""
+    grid = RestartingGrid(app, fedavg.spec.num_clients)
+    grid.end = end
+    metrics = run(grid, tiny(tmp_path, method="fedavg")).read_json("metrics.json")
+    assert [gap["partition"] for gap in metrics["missing"]] == list(end)
+    assert end or metrics["results"] == fedavg.metrics["results"]
 
 
 class UnreachableGrid(LosingGrid):

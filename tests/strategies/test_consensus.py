@@ -1,10 +1,14 @@
 """The student: which images it learns from, and from whom."""
 
+import pytest
 import torch
 from local_grid import tiny
 from safetensors.torch import load_file
 
+from ff_flower.accelerator import torch_threads
 from ff_flower.classifiers import agreeing, product_of_experts
+from ff_flower.synthesis import synthesize
+from strategies import consensus
 
 LABELS = torch.arange(10).repeat_interleave(10)  # of the tiny run's synthetic set
 
@@ -34,6 +38,27 @@ def test_classes_on_which_nobody_agrees_are_kept_whole_and_noted(finished, run_t
     assert one.files("classifiers")[student] == finished.files("classifiers")[student]
     assert one.metrics["results"]["student"]["images_left_out"] == 0
     assert [note.split(":")[0] for note in one.metrics["notes"]] == [f"class '{label}' is kept whole" for label in range(10)]
+
+
+@pytest.mark.parametrize(("site", "threads"), [("client", 1), ("server", 2)])
+def test_the_server_samples_as_nodes_do(site, threads, run_tiny, tmp_path, monkeypatch):
+    """Where nodes make the synthetic set too the server draws it with a node's threads, else with its own."""
+    seen = []
+
+    def counting(*arguments):
+        seen.append(torch.get_num_threads())
+        return synthesize(*arguments)
+
+    conclude = consensus.Consensus.conclude
+
+    def on_two_threads(made):
+        with torch_threads(2):  # nodes of this process have left it on theirs
+            conclude(made)
+
+    monkeypatch.setattr(consensus, "synthesize", counting)
+    monkeypatch.setattr(consensus.Consensus, "conclude", on_two_threads)
+    run_tiny(tiny(tmp_path, synthesis__site=site, server_threads=2))
+    assert seen == [threads]
 
 
 def test_a_student_of_hard_labels_needs_no_teacher(run_tiny, tmp_path):

@@ -123,6 +123,15 @@ def test_the_next_session_asks_the_faulty_node_alone(change, upload_only, run_ti
     assert again.scores() == upload_only.scores() and again.metrics["missing"] == again.metrics["quarantined"] == []
 
 
+def test_what_is_registered_stays_while_its_node_is_away(upload_only, run_tiny, tmp_path):
+    """A node's other modules, and what was learned from them, outlast a session in which it sends nothing; it is missing then."""
+    one = run_tiny(moved(upload_only, tmp_path), tamper=at("train", with_files(flip)))
+    away = one.again(at("train", lost))
+    assert (away.modules(), away.scores()) == (one.modules(), one.scores()) and len(away.modules()) == 9
+    assert [gap["partition"] for gap in away.metrics["missing"]] == [LIAR]
+    assert away.again().modules() == upload_only.modules()
+
+
 def test_another_runs_modules_are_refused(upload_only, other_seed, run_tiny, tmp_path):
     """Modules of a run with another seed break the rule ``other-run``."""
     tamper = at("train", with_files(sent_by(other_seed)))

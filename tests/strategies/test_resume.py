@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 from local_grid import tiny
 from safetensors.torch import load_file, save_file
-from tampering import at, with_files
+from tampering import at, failing, with_files
 
 from ff_flower.errors import RunError
-from ff_flower.registry import ModuleRegistry
+from ff_flower.registry import ModuleRegistry, SignaturePolicy
 from ff_flower.reports import FitReport, Interval
+from ff_flower.verification import verify_run
 
 
 def stamps(directory):
@@ -105,6 +106,18 @@ def test_a_student_follows_its_teachers(finished, tmp_path):
     assert again.grid.asked == []
     names = {name for name, data in again.files("classifiers").items() if data != finished.files("classifiers")[name]}
     assert names == {"classifiers/student.safetensors"}
+
+
+def test_an_answer_to_other_modules_does_not_outlast_them(run_tiny, tmp_path):
+    """Where a node does not answer to the modules of now, what it answered to fewer is gone, and the run is in order."""
+    one = run_tiny(tiny(tmp_path), tamper=at("train", failing))
+    assert (one.directory.path / "nodes/2/answer.json").is_file()
+    again = one.again(at("evaluate", failing, 2))
+    assert [gap["partition"] for gap in again.metrics["missing"]] == [2]
+    assert "answer-2" not in again.directory.receipts() and set((again.directory.path / "nodes/2").iterdir()) == {
+        again.directory.path / "nodes/2/fit.json"
+    }
+    assert [finding for finding in verify_run(again.directory.path, SignaturePolicy())[0] if finding.broken] == []
 
 
 @pytest.mark.parametrize("name", ["student", "server"])

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from federations import contents, forget_owner, made, modules_of, on_nodes, scratch_without, work
+from federations import AT_THE_SERVER, SEVERAL_CLASSES, contents, forget_owner, made, modules_of, on_nodes, scratch_without, work
 from local_grid import LocalGrid, tiny
 
 from clients.client_app import app
@@ -36,6 +36,12 @@ def test_an_unknown_module_is_refused_with_those_that_are_there(uploaded):
 def test_a_request_that_names_nobody_is_refused(uploaded):
     """Without an owner or module, and with nothing unfinished, there is nothing to do."""
     assert "--owner" in refusal(uploaded, kind=ConfigError)
+
+
+def test_a_method_without_owners_is_not_touched(tmp_path):
+    """A run of another method, in which nobody owns anything, is refused by its name, and touched in nothing."""
+    path = made(tmp_path, method="local")
+    assert "is of local, which knows no owners" in refusal(path, ["1"], kind=RunError)
 
 
 def test_forgetting_twice_changes_nothing(uploaded):
@@ -165,6 +171,37 @@ def test_without_rebuilding_the_next_run_rebuilds(uploaded, tmp_path):
     on_nodes(open_run(uploaded)[0])
     scratch = scratch_without(uploaded, tmp_path / "scratch", "3")
     assert [one for one in compare_runs(RunDirectory(uploaded), scratch) if not one.equal] == []
+
+
+def silent(partition, reply):
+    """Lose every reply of node 2."""
+    return None if partition == 2 else reply
+
+
+def test_who_was_given_up_keeps_the_server_from_nothing(tmp_path):
+    """Where the server alone synthesizes it forgets without a node that was missing before, and goes on naming it."""
+    path = on_nodes(tiny(tmp_path, **AT_THE_SERVER), silent).path
+    assert forget(path, ["3"], (), Work(lambda spec: run(None, spec))).error == ""
+    assert [one["partition"] for one in json.loads((path / "metrics.json").read_text())["missing"]] == [2]
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["ended", "killed"])
+def test_a_run_of_the_same_settings_has_rebuilt_already(ended, tmp_path):
+    """What a later run made again is certified as it is, at that run's cost, though a node is missing that was missing before."""
+    path = on_nodes(tiny(tmp_path, **SEVERAL_CLASSES), silent).path
+    if not ended:
+        (path / "metrics.json").unlink()
+    forget(path, ["3"], (), Work())
+    for _ in range(2):  # the second session makes nothing
+        on_nodes(open_run(path)[0], silent)
+    before = contents(path)
+    told = json.loads(forget(path, (), (), work(asked=(asked := []))).certificates[0].read_text())
+    assert told["rebuild"]["done"] and told["rebuild"]["files"] and asked == []
+    assert told["cost"]["rebuilt_by"] == "a run of the same settings"
+    seconds = json.loads((path / "metrics.json").read_text())["seconds"]
+    assert told["cost"]["seconds"] >= sum(seconds[stage] for stage in seconds if stage not in ("fit", "total"))
+    after = contents(path)
+    assert all(name.startswith("certificates/") for name in before if before[name] != after[name])
 
 
 def test_too_few_classes_are_forgotten_all_the_same(tmp_path):
