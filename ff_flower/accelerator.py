@@ -120,6 +120,11 @@ def accelerate(network: nn.Module, device: torch.device, on_cpu: bool = False) -
     return _Compiled(network)
 
 
+def compiles() -> bool:
+    """Tell whether nothing has kept this process from compiling so far."""
+    return not _Compiled.broken
+
+
 def compile_for_training(network: nn.Module, inputs: Callable[[], tuple[Tensor, ...]]) -> None:
     """Let a loss that `accelerate` returned compile its way forward and back now, before a clock starts.
 

@@ -17,7 +17,7 @@ from .processes.deployment import Deployment, SiteNode
 from .processes.session import FlowerSession
 from .processes.superlink import RunOutcome
 from .report import gaps, run_tables, show
-from .run import APP, FAILED, PARTIAL, Finished, Settings, execute, follow, refusing, resolve_spec
+from .run import APP, FAILED, PARTIAL, Finished, Settings, execute, follow, refusing, resolve_spec, start_afresh
 
 SITES = {"Clinic-North": (0, 1, 2, 3), "Clinic-South": (4, 5, 6), "Clinic-West": (7, 8, 9)}
 SETTINGS = ("data.name=sites", f"num-clients={len(SITES)}", "connect-timeout=90", "timeout=900", "server-threads=1")
@@ -101,6 +101,8 @@ def main(
 ) -> None:
     """Run three sites with images of their own on a SuperLink with TLS and authentication, check the result, stop everything.
 
+    What an earlier demonstration with the same settings left is made anew: nothing there says of which images it was.
+
     Exit code: 0 all is well; 1 something failed; 2 the settings are wrong; 3 nodes or modules are missing.
     """
     began = time.monotonic()
@@ -113,6 +115,7 @@ def main(
         if keep_logs is not None:
             _make_folder(keep_logs)
     with refusing(FAILED), tempfile.TemporaryDirectory(prefix="ff-sites-") as folder:
+        start_afresh(spec)
         folders = write_digit_folders(Path(folder), SITES, per_class)
         tell(f"class folders of real digits: {folder}")
         finished = deploy(spec, folders, tell, keep_logs)

@@ -50,7 +50,7 @@ def main(
                 spec, path, requested=bool(owner or module), rebuild=rebuild, proof=Path(folder) if prove else None, tell=_print
             )
             done = forget(path, owner or (), module or (), work, reason)
-    report(done, rebuild=work.rebuild is not None)
+    report(done)
     if done.error or done.differing or done.unproven:
         raise typer.Exit(FAILED)
 
@@ -99,7 +99,7 @@ def plan_work(spec: RunSpec, run: Path, *, requested: bool, rebuild: bool, proof
     return Work(_at_the_server, scratch, "the server alone")
 
 
-def report(done: Forgetting, *, rebuild: bool) -> None:
+def report(done: Forgetting) -> None:
     """Print what came of a request."""
     for note in done.notes:
         print(note)
@@ -109,7 +109,7 @@ def report(done: Forgetting, *, rebuild: bool) -> None:
         print(f"certificate: {certificate} and {certificate.with_suffix('.html').name} beside it")
     if done.error:
         print(f"the request stands, but is not carried out to its end: {done.error}", file=sys.stderr)
-    elif done.certificates and not rebuild:
+    elif done.certificates and not done.rebuilt:
         print("nothing was made again yet: the next run of these settings does that, without what is forgotten")
     if done.unproven:
         print(f"it is forgotten and made again, but the run from scratch failed: {done.unproven}", file=sys.stderr)

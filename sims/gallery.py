@@ -10,7 +10,7 @@ from ff_flower.data import load_splits
 from ff_flower.errors import ConfigError, DataError
 from ff_flower.figures import sample_grid
 from ff_flower.registry import ModuleRegistry
-from ff_flower.run_directory import read_spec
+from ff_flower.run_directory import made_of, read_spec
 from ff_flower.seeding import generator
 from ff_flower.synthesis import load_module
 
@@ -30,7 +30,7 @@ def draw_gallery(run: Path, picture: Path, columns: int = 16) -> None:
     Raises
     ------
     DataError
-        Where ``run`` holds no modules, or its images are at the sites.
+        Where ``run`` holds no modules, its images are at the sites, or they are not those that are here.
     ConfigError
         Where the file cannot be written.
     """
@@ -39,6 +39,8 @@ def draw_gallery(run: Path, picture: Path, columns: int = 16) -> None:
         pictures = run / "modules" / "*.png"
         raise DataError(f"{run}: its images are at the sites, and a gallery shows some; see its modules' samples in {pictures}")
     splits = load_splits(spec.data, spec.seed)
+    if not made_of(run, splits.digest()):
+        raise DataError(f"{run}: was made of other images than {spec.data.name} has here; put them back, or set FF_DATA")
     registry = ModuleRegistry.of_run(run, spec)
     rows = []
     for module in registry:

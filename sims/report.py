@@ -112,7 +112,8 @@ def summarize(runs: Sequence[Metrics], title: str = "Mean ± standard deviation 
     Parameters
     ----------
     runs : sequence of mapping
-        Contents of ``metrics.json``; with several runs of a group the standard deviation (of the sample) is given too.
+        Contents of ``metrics.json``; with several runs of a group the standard deviation (of the sample) is given too. Seconds
+        are those of runs that were made in one session.
     title : str
         What stands above the table.
     """
@@ -217,7 +218,8 @@ def _measures(run: Metrics, result: Metrics) -> tuple[str | float | None, ...]:
     scores = (_scaled(result.get(name), 100) for name in ("accuracy", "auroc", "macro_f1"))
     sent = result.get("bytes", run["bytes"])
     moved = (_scaled(sent.get(direction), 1e-6) for direction in ("up", "down"))
-    return (*scores, result.get("round", run.get("rounds")), *moved, run["seconds"].get("total"))
+    seconds = None if run.get("resumed") else run["seconds"].get("total")
+    return (*scores, result.get("round", run.get("rounds")), *moved, seconds)
 
 
 def _mean_sd(values: Sequence[Any]) -> str:

@@ -17,7 +17,7 @@ import typer
 
 from ff_flower.config import Exclusion, RunSpec, from_run_config, unknown_name
 from ff_flower.errors import ConfigError, FederatedFactoryError, RunError
-from ff_flower.machine import usable_cores, visible_gpus
+from ff_flower.machine import path_of, usable_cores, visible_gpus
 from ff_flower.run_directory import RunDirectory, cache_root, run_path
 
 from .defaults import check_keys, flatten
@@ -131,9 +131,9 @@ def resolve_spec(preset: str = "", settings: Sequence[str] = ()) -> RunSpec:
         value = _toml_value(text)
         flat[key] = text if isinstance(defaults.get(key), str) and not isinstance(value, str) else value
     spec = from_run_config(flat)
-    out = Path(spec.out or os.environ.get("FF_RUNS") or "runs").expanduser().resolve()
+    out = path_of(spec.out or os.environ.get("FF_RUNS") or "runs").resolve()
     folders = {"data.root": spec.data.root, "trust.public-keys": spec.trust.public_keys}
-    absolute = {key: str(Path(folder).expanduser().resolve()) if folder else "" for key, folder in folders.items()}
+    absolute = {key: str(path_of(folder).resolve()) if folder else "" for key, folder in folders.items()}
     return from_run_config({**spec.flat(), "out": str(out), **absolute})
 
 
@@ -218,12 +218,8 @@ def follow(
         Runs ``spec`` to its end; it is given what receives Flower's log, line by line.
     spec : RunSpec
         With absolute folders, as `resolve_spec` makes it.
-    tell : callable from str
-        Receives progress, line by line.
-    verbose : bool
-        Whether Flower's and Ray's whole log is told.
-    logs : Path, optional
-        Folder of ``failed.log``; by default that of the run directories.
+    tell, verbose, logs
+        As of `execute`.
 
     Raises
     ------
@@ -296,13 +292,21 @@ def main(
             raise typer.Exit(FAILED)
         print()
         show(run_tables(finished.metrics))
-        wall = time.monotonic() - began
-        outside = max(0.0, wall - sum(value for stage, value in finished.metrics["seconds"].items() if stage != "total"))
-        print(f"wall clock: {wall:.1f} s, of which {outside:.1f} s outside the stages (Flower, Ray, imports, images)")
+        print(wall_clock(time.monotonic() - began, finished.metrics))
         print(f"run directory: {finished.directory}")
         if finished.exit_code == PARTIAL:
             print("the run is partial:", *gaps(finished.metrics), sep="\n  ", file=sys.stderr)
         raise typer.Exit(finished.exit_code)
+
+
+def wall_clock(seconds: float, metrics: Metrics) -> str:
+    """Return what a run took from start to end, and how much of it none of its stages did, where all were made in that time."""
+    stages = dict(metrics["seconds"])
+    earlier = metrics.get("resumed") or stages.pop("total", 0.0) > seconds
+    said = f"wall clock: {seconds:.1f} s"
+    if earlier:
+        return f"{said}; some of the stages were made before"
+    return f"{said}, of which {max(0.0, seconds - sum(stages.values())):.1f} s outside the stages (Flower, Ray, imports, images)"
 
 
 @contextmanager
@@ -317,7 +321,7 @@ def refusing(exit_code: int = REFUSED) -> Iterator[None]:
 
 def _preset_keys(preset: str) -> dict[str, Any]:
     known = presets()
-    path = Path(preset).expanduser() if preset.endswith(".toml") else known.get(preset)
+    path = path_of(preset) if preset.endswith(".toml") else known.get(preset)
     if path is None:
         raise ConfigError(unknown_name("preset", preset, list(known)))
     try:

@@ -21,6 +21,8 @@ from ff_flower.verification import Finding, RunContents
 from .report import TextTable, show
 from .run import FAILED, PARTIAL, refusing
 
+_SILENT = {"federated-factory": "waited for", "centralized": "not asked"}  # other baselines keep nothing of single nodes
+
 
 @dataclass(frozen=True)
 class NodeState:
@@ -31,7 +33,8 @@ class NodeState:
     partition, name : int, str
         Its partition, and its site's name where it has one.
     state : str
-        ``answered``, ``modules are here``, ``missing``, ``excluded`` or ``waited for``.
+        ``answered``, ``modules are here``, ``missing``, ``excluded`` or ``waited for``; of a baseline that has ended also
+        ``took part``, or where its server alone works ``not asked``.
     classes, kinds : tuple of str
         Of its modules that are here: their classes, and the different kinds.
     module_bytes : int
@@ -68,6 +71,8 @@ class RunState:
 
     Attributes
     ----------
+    method : str
+        The run's method.
     stage : str
         ``start``, ``introductions``, ``fit``, ``vetting``, ``answers``, ``results``, ``rounds``, ``done`` or ``failed``.
     since : float
@@ -84,6 +89,7 @@ class RunState:
         Failures of nodes that the server could not name.
     """
 
+    method: str
     stage: str
     since: float
     at_work: bool | None
@@ -103,8 +109,11 @@ class RunState:
         """Return one sentence about the run at the time ``now``, in seconds since the epoch."""
         if self.stage == "failed":
             return f"failed: {self.error}"
+        if self.stage == "done" and not self.whole:
+            anew = "; run the spec again, and only what is missing is asked for" if self.method == "federated-factory" else ""
+            return f"done: partial{anew}"
         if self.stage == "done":
-            return "done: whole" if self.whole else "done: partial; run the spec again, and only what is missing is asked for"
+            return "done: whole"
         known = {True: "the server is at work", False: "the server is gone; start the run again, and it goes on from here"}
         server = known[self.at_work] if self.at_work is not None else "whether the server is at work cannot be seen from here"
         return f"stage {self.stage}" + (f" for {now - self.since:.0f} s" if self.since else "") + f"; {server}"
@@ -130,6 +139,7 @@ class _Records:
     manifests: Mapping[str, tuple[ModuleManifest, int]]
     missing: Mapping[int, str]
     quarantined: Mapping[int, tuple[str, ...]]
+    silent: str  # what a node is of which nothing is here
 
 
 def read_state(run: Path) -> RunState:
@@ -144,13 +154,17 @@ def read_state(run: Path) -> RunState:
     if isinstance(contents, Finding):
         raise DataError(f"{run / contents.place}: {contents.detail}; name a run directory")
     progress, metrics = (_object(contents.json(name)) for name in ("progress.json", "metrics.json"))
-    stage = str(progress.get("stage", "done" if metrics else "start"))
+    stage, method = str(progress.get("stage", "done" if metrics else "start")), contents.spec.method
+    if stage == "done" and not metrics:  # something was forgotten since, and nothing is made again yet
+        progress, stage = progress | {"since": 0.0}, "start"
     failures = _gaps(metrics if stage == "done" else progress, "missing" if stage == "done" else "failures")
     missing = {partition: reason for partition, reason in failures if partition >= 0}
-    records = _Records(contents, _ledger(run), _manifests(contents), missing, _quarantined(contents, metrics, stage))
+    silent = _SILENT.get(method, "took part") if stage == "done" else "waited for"
+    records = _Records(contents, _ledger(run), _manifests(contents), missing, _quarantined(contents, metrics, stage), silent)
     places = range(max(contents.spec.num_clients, len(contents.owners)))
     whole = stage == "done" and not (missing or metrics.get("quarantined") or metrics.get("unscored"))
     return RunState(
+        method=method,
         stage=stage,
         since=float(progress.get("since", 0.0)),
         at_work=_at_work(progress) if stage not in ("done", "failed") else None,
@@ -197,7 +211,7 @@ def _node(records: _Records, partition: int) -> NodeState:
     return NodeState(
         partition=partition,
         name=owner if contents.federation else "",
-        state=_state(excluded, bool(missing), report is not None, answer is not None),
+        state=_state(excluded, bool(missing), report is not None, answer is not None, records.silent),
         classes=tuple(manifest.label_name for manifest, _ in sorted(used, key=lambda one: one[0].label)),
         kinds=tuple(sorted({manifest.kind for manifest, _ in used})),
         module_bytes=sum(size for _, size in used),
@@ -210,14 +224,14 @@ def _node(records: _Records, partition: int) -> NodeState:
     )
 
 
-def _state(excluded: bool, missing: bool, reported: bool, answered: bool) -> str:
+def _state(excluded: bool, missing: bool, reported: bool, answered: bool, silent: str) -> str:
     if excluded:
         return "excluded"
     if missing:
         return "missing, modules are here" if reported else "missing"
     if answered:
         return "answered"
-    return "modules are here" if reported else "waited for"
+    return "modules are here" if reported else silent
 
 
 def _at_work(progress: Mapping[str, Any]) -> bool | None:

@@ -19,7 +19,7 @@ from ff_flower.machine import usable_cores
 from ff_flower.seeding import generator
 
 from ..processes.session import FlowerSession
-from ..report import Metrics
+from ..report import Metrics, gaps
 from ..run import execute
 from .pipeline import changed, median_seconds, overlaid, random_images
 from .results import Results, Row, percent
@@ -158,13 +158,15 @@ def run_in_flower(spec: RunSpec) -> Metrics:
     Raises
     ------
     RunError
-        When it fails.
+        When it fails, or lacks nodes or modules.
     """
     shutil.rmtree(spec.out, ignore_errors=True)
     with FlowerSession() as session:
         finished = execute(session, spec, tell=lambda line: print(f"    {line}", flush=True))
     if finished.metrics is None:
         raise RunError(f"the run failed: {finished.error}; see {spec.out}")
+    if lacking := gaps(finished.metrics):
+        raise RunError(f"the run is partial: {'; '.join(lacking)}; see {spec.out}")
     return finished.metrics
 
 

@@ -72,6 +72,7 @@ def measure(spec: RunSpec) -> Row:
     if finished.metrics is None:
         raise RunError(f"the run of {spec.num_clients} nodes failed: {finished.error}")
     metrics, peaks = finished.metrics, watch.megabytes()
+    student = metrics["results"].get("student")
     return {
         "nodes": spec.num_clients,
         "transport": spec.transport,
@@ -89,5 +90,5 @@ def measure(spec: RunSpec) -> Row:
         "actor MB": peaks["actor"],
         "all MB": peaks["all"],
         "server %": percent(metrics["results"]["server"]["accuracy"]),
-        "student %": percent(metrics["results"].get("student", {}).get("accuracy", 0.0)),
+        "student %": percent(student["accuracy"]) if student else None,
     }

@@ -20,7 +20,7 @@ from ff_flower.data import ImageSet, load_splits
 from ff_flower.environment import library_versions, source_digest
 from ff_flower.generative import KINDS, FitOptions, GenerativeModule, build_module, restore_module
 from ff_flower.metrics import classification_metrics
-from ff_flower.registry import ModuleManifest, decode_module, encode_module
+from ff_flower.registry import ModuleLimits, ModuleManifest, decode_module, encode_module
 from ff_flower.run_directory import cache_root, combined_digest
 from ff_flower.seeding import derive_seed, generator
 
@@ -156,9 +156,14 @@ class Sampling:
     full_precision: bool = False
 
 
+def opened(data: bytes) -> tuple[ModuleManifest, dict[str, Tensor]]:
+    """Return what is in a module file of any size, made here or verified by the registry that it comes from."""
+    return decode_module(data, ModuleLimits.of_bytes(len(data)))
+
+
 def open_module(data: bytes, sampling: Sampling, device: torch.device) -> GenerativeModule[Any]:
     """Return the module of a file, set to sample as ``sampling`` says."""
-    manifest, state = decode_module(data)
+    manifest, state = opened(data)
     settings = {**manifest.spec, **sampling.changes}
     if not sampling.full_precision:
         return restore_module(manifest.kind, settings, manifest.image_shape, state, device)
@@ -173,7 +178,7 @@ def sample_file(spec: RunSpec, data: bytes, sampling: Sampling) -> tuple[np.ndar
     The noise depends on the label alone: other settings, or other types of the weights, turn the same noise into images.
     """
     device = prepare(spec, spec.threads)
-    module, label = open_module(data, sampling, device), decode_module(data)[0].label
+    module, label = open_module(data, sampling, device), opened(data)[0].label
     if device.type == "cuda":
         module.sample(1, generator(spec.seed, "warm-up"))  # compiles
     began = time.perf_counter()
@@ -184,7 +189,7 @@ def sample_file(spec: RunSpec, data: bytes, sampling: Sampling) -> tuple[np.ndar
 def synthetic_set(spec: RunSpec, files: list[bytes], sampling: Sampling, workers: Workers) -> tuple[ImageSet, float]:
     """Return the samples of all modules with their labels, and the seconds of all samplings together."""
     made = workers.map(sample_file, [(spec, data, sampling) for data in files])
-    labels = torch.tensor([decode_module(data)[0].label for data in files]).repeat_interleave(sampling.count)
+    labels = torch.tensor([opened(data)[0].label for data in files]).repeat_interleave(sampling.count)
     return ImageSet(torch.from_numpy(np.concatenate([images for images, _ in made])), labels), sum(seconds for _, seconds in made)
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from ff_flower.config import RunSpec, Scalar, from_run_config
 from ff_flower.errors import ConfigError, DataError
-from ff_flower.registry import ModuleRegistry, decode_module, encode_module
+from ff_flower.registry import ModuleRegistry, encode_module
 from ff_flower.run_directory import read_spec
 
 from ..run import resolve_spec
-from .pipeline import Sampling, Workers, fitted_files, overlaid, sample_file, scores, synthetic_set, trained_kinds
+from .pipeline import Sampling, Workers, fitted_files, opened, overlaid, sample_file, scores, synthetic_set, trained_kinds
 from .results import Results, Row, percent, significant
 
 SAMPLERS = {"edm": ("heun", "dpmpp-2m"), "flow": ("midpoint", "euler")}
@@ -32,17 +32,19 @@ def modules_of(run: str, preset: str, settings: Sequence[str], workers: Workers)
     Raises
     ------
     DataError
-        Where ``run`` holds no modules.
+        Where ``run`` holds no modules, or several of a class: each is asked for a whole class.
     """
     if not run:
         spec = resolve_spec(preset, settings)
         return spec, fitted_files(spec, workers)
     directory = Path(run)
-    spec = overlaid(from_run_config(read_spec(directory)), settings)
-    files = [module.read() for module in ModuleRegistry(directory / "modules")]
-    if not files:
+    made = from_run_config(read_spec(directory))
+    modules = list(ModuleRegistry.of_run(directory, made))
+    if not modules:
         raise DataError(f"{run}: holds no modules; name the run directory of a federated-factory run")
-    return spec, files
+    if len({module.manifest.label for module in modules}) < len(modules):
+        raise DataError(f"{run}: several owners have modules of a class; name a run in which every class has one owner")
+    return overlaid(made, settings), [module.read() for module in modules]
 
 
 def measure_evaluations(
@@ -134,7 +136,7 @@ def measure_wire(spec: RunSpec, files: list[bytes], repeats: int, workers: Worke
 
 
 def _rounded(data: bytes, wire_dtype: str) -> bytes:
-    manifest, state = decode_module(data)
+    manifest, state = opened(data)
     return encode_module(state, manifest.model_copy(update={"wire_dtype": wire_dtype}))
 
 

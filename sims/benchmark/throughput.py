@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import torch
 
-from ff_flower.accelerator import low_precision, peak_memory, prepare
+from ff_flower.accelerator import compiles, low_precision, peak_memory, prepare
 from ff_flower.config import ImageShape, ModuleSpec, RunSpec, Scalar, TrainingSpec
 from ff_flower.generative import BLOCK, FitOptions, build_module
 from ff_flower.seeding import generator
@@ -105,8 +105,8 @@ def measure_load(load: Load) -> Row:
     trained = isinstance(load.module(1).of_kind(load.kind), TrainingSpec)
     flops = operations_per_image(load, images) if trained else 0.0
     limit = matmul_rate(device, load.repeats)
-    trained_on = f"CPU, threads: {load.threads}" + (", training compiled" if load.compile_on_cpu and trained else "")
-    place = torch.cuda.get_device_name() if device.type == "cuda" else trained_on
+    compiled = ", training compiled" if load.compile_on_cpu and trained and compiles() else ""
+    place = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, threads: {load.threads}{compiled}"
     return {
         "device": place,
         "kind": load.kind,

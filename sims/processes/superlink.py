@@ -26,6 +26,7 @@ from typing import Any, NoReturn, Self
 
 from ff_flower.config import Scalar
 from ff_flower.errors import RunError
+from ff_flower.machine import path_of
 
 from ..defaults import toml_line
 from .packing import copy_of_app
@@ -104,18 +105,18 @@ class PrivateSuperLink:
             Where Flower is not installed beside this interpreter, or the SuperLink does not come up.
         """
         with ExitStack() as undo:
+            _exit_on_signals(undo)
             root = tempfile.gettempdir()
             self.home = Path(tempfile.mkdtemp(prefix="ff-", dir=root if len(root) <= _LONGEST_ROOT else "/tmp"))
             undo.callback(shutil.rmtree, self.home, ignore_errors=True)
-            _exit_on_signals(undo)
             self.environment = _environment(self.home)
             port = self._choose_port()
             arguments = self._prepare(port)
             self._start([*arguments, "--host", "127.0.0.1", "--port", str(port)])
             undo.callback(self._stop)
+            undo.callback(_ignore_signals)
             self._await_health(port)
             self._attend(port)
-            undo.callback(_ignore_signals)
             self._undo = undo.pop_all()
         return self
 
@@ -264,7 +265,7 @@ def _environment(home: Path) -> dict[str, str]:
     places = {"PATH": path, "FLWR_HOME": str(home), "RAY_TMPDIR": str(home), "TMPDIR": str(home)}
     lasting = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ff-flower"
     if images := os.environ.get("FF_DATA"):
-        places["FF_DATA"] = str(Path(images).expanduser().resolve())  # the processes of a session start elsewhere
+        places["FF_DATA"] = str(path_of(images).resolve())  # the processes of a session start elsewhere
     # What torch.compile made would go with the session, from TMPDIR; it serves the next one too.
     return {"TORCHINDUCTOR_CACHE_DIR": str(lasting / "inductor"), **os.environ, **_ENVIRONMENT, **places}
 

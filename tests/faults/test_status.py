@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 from local_grid import LocalGrid, tiny
@@ -9,6 +10,7 @@ from tampering import LIAR, at, failing, with_files
 from typer.testing import CliRunner
 
 from clients.client_app import app
+from ff_flower.unlearning import Work, forget
 from sims.cli import app as console
 from sims.status import read_state
 from strategies.server_app import run
@@ -67,6 +69,23 @@ def test_a_whole_run_is_told_in_numbers(whole):
         assert list(node.classes) == [metrics["classes"][label] for label in told["labels"]] and len(node.classes) == 2
         assert (node.state, node.kinds, node.reasons) == ("answered", ("gaussian_mixture",), ())
         assert (told["bytes_up"], told["bytes_down"]) == (node.bytes_up, node.bytes_down)
+
+
+def test_a_run_that_forgot_is_not_whole_until_it_is_made_again(whole, tmp_path):
+    """After a request to forget, and before anything is made again, a run that was whole has begun and not ended."""
+    shutil.copytree(whole.parent, tmp_path / "copy", symlinks=True)
+    path = tmp_path / "copy" / whole.name
+    forget(path, ["3"], (), Work())
+    state = read_state(path)
+    assert (state.stage, state.whole, state.exit_code, state.at_work) == ("start", False, 1, True)
+    assert " for " not in state.headline(0.0) and state.nodes[0].state == "modules are here"
+
+
+@pytest.mark.parametrize(("method", "told"), [("fedavg", "took part"), ("local", "took part"), ("centralized", "not asked")])
+def test_nobody_is_waited_for_in_a_baseline_that_has_ended(method, told, tmp_path):
+    """Nodes of a whole baseline, which keeps nothing of single nodes, took part in it, or were not asked."""
+    state = read_state(run(LocalGrid(app, 5), tiny(tmp_path, method=method)).path)
+    assert {node.state for node in state.nodes} == {told} and state.headline(0.0) == "done: whole"
 
 
 def garbage(report, files):

@@ -2,25 +2,27 @@
 
 import json
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
-from local_grid import LocalGrid
+from local_grid import LocalGrid, tiny
 from PIL import Image
 from typer.testing import CliRunner
 
 from clients.client_app import app as client_app
 from ff_flower.config import ModuleSpec, RunSpec, TrainingSpec
-from ff_flower.errors import ConfigError, DataError
+from ff_flower.errors import ConfigError, DataError, RunError
 from ff_flower.generative import KINDS, build_module
-from ff_flower.registry import decode_module
+from ff_flower.registry import ModuleLimits, ModuleRegistry, decode_module
 from ff_flower.seeding import generator
 from sims.benchmark import curve, pipeline, quality, results, throughput
 from sims.benchmark.__main__ import app
 from sims.benchmark.options import HOME
 from sims.benchmark.pipeline import Sampling, Workers
 from sims.benchmark.results import Results, as_text, one_of, whole_numbers
+from sims.run import Finished
 from strategies.server_app import run
 
 SEVERAL = Results("example", "An example", ("name", "size"))
@@ -70,14 +72,16 @@ def test_modules_are_measured_with_all_their_directions(size):
     assert len(pipeline.random_images((1, 8, 8))) >= 2 * rank > 0
 
 
-def test_operations_are_those_of_the_convolutions():
-    """Operations per image do not depend on the batch, and grow with the network's width."""
+def test_operations_are_those_of_the_convolutions(monkeypatch):
+    """Operations per image are those of forward and backward over all weights, for any number of images that are counted."""
     [load] = throughput.loads(["edm"], ["tiny"], batch=8, seconds=0.0, repeats=1, threads=1, device="cpu")
     images = pipeline.random_images(load.shape)
     once = throughput.operations_per_image(load, images)
     module = build_module(load.module(1), load.shape, "cpu", "edm").fit(images, 0)
     weights = sum(tensor.numel() for name, tensor in module.state().items() if ".network." in name)
     assert weights < once < 6 * weights * 64  # forward and backward are 6 operations per weight at each of 8 x 8 places
+    monkeypatch.setattr(throughput, "COUNTED", 2 * throughput.COUNTED)
+    assert throughput.operations_per_image(load, images) == once
 
 
 def test_evaluations_has_a_row_per_sampler_and_number(toy):
@@ -101,6 +105,40 @@ def test_each_row_of_evaluations_is_kept_at_once(toy, tmp_path, monkeypatch):
     assert CliRunner().invoke(app, command).exit_code != 0
     kept = json.loads((tmp_path / "evaluations.json").read_text())["rows"]
     assert [(row["sampler"], row["evaluations"]) for row in kept] == [("heun", 1)]
+
+
+@pytest.mark.parametrize(("change", "said"), [({"num_clients": 10}, "several owners have modules of a class"), ({}, None)])
+def test_the_modules_of_a_run_are_one_per_class(change, said, tmp_path):
+    """A run's own modules are measured where every class has one owner; its settings are its own but for those that are set."""
+    spec = tiny(tmp_path, partition__classes_per_node=2, synthesis__site="server", **change)
+    path = run(LocalGrid(client_app, spec.num_clients), spec).path
+    with Workers(0) as workers:
+        if said:
+            with pytest.raises(DataError, match=said):
+                quality.modules_of(str(path), "", [], workers)
+        else:
+            made, files = quality.modules_of(str(path), "", ["classifier.steps=3"], workers)
+            assert (made.classifier.steps, made.classifier.width, len(files)) == (3, spec.classifier.width, 10)
+
+
+def test_modules_of_a_larger_limit_are_read(tmp_path, monkeypatch):
+    """A run whose spec allows larger module files than the default keeps them, whatever is measured of it."""
+    path = run(LocalGrid(client_app, 5), tiny(tmp_path, synthesis__site="server")).path
+    largest = max(file.stat().st_size for file in (path / "modules").glob("*.safetensors"))
+    for function in (ModuleRegistry.__init__, decode_module):
+        monkeypatch.setattr(function, "__defaults__", (ModuleLimits.of_bytes(largest - 1),))
+    with Workers(0) as workers:
+        spec, files = quality.modules_of(str(path), "", [], workers)
+        assert len(pipeline.synthetic_set(spec, files, Sampling(2, {}), workers)[0]) == 20
+
+
+def test_a_partial_run_is_no_point_of_the_curve(tmp_path, monkeypatch):
+    """A run that lacks a node or a module is refused by what it lacks."""
+    lacking = {"results": {}, "missing": [{"partition": 3, "reason": "killed"}]}
+    monkeypatch.setattr(curve, "FlowerSession", nullcontext)
+    monkeypatch.setattr(curve, "execute", lambda session, spec, tell: Finished(tmp_path, lacking, "", ()))
+    with pytest.raises(RunError, match="partial: node 3 is missing: killed"):
+        curve.run_in_flower(RunSpec(out=str(tmp_path / "out")))
 
 
 def test_pools_of_one_cost(toy):

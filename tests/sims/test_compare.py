@@ -18,7 +18,7 @@ from sims import compare
 from sims.cli import app
 from sims.compare import METHODS, finished, plan
 from sims.processes.superlink import RunOutcome
-from sims.run import start_afresh
+from sims.run import REFUSED, start_afresh
 from strategies.server_app import run
 
 
@@ -86,13 +86,19 @@ def test_a_comparison_keeps_the_log_of_a_run_that_failed(tmp_path, monkeypatch):
 
 
 def test_the_gallery_has_two_rows_per_module(tmp_path):
-    """Sixteen real images over sixteen samples for each module, 8x8 digits being drawn at 32 pixels with a border of one."""
+    """Sixteen real images stand over sixteen samples of each module, if they are those it was fitted to.
+
+    Digits of 8x8 pixels are drawn at 32, with a border of one.
+    """
     spec = tiny(tmp_path / "runs", num_clients=2, partition__classes_per_node=5)
     directory = run(LocalGrid(client_app, 2), spec)
     assert read_spec(directory.path) == spec.flat()
     picture = tmp_path / "gallery.png"
     assert CliRunner().invoke(app, ["gallery", str(directory.path), str(picture)]).exit_code == 0
     assert Image.open(picture).size == (16 * 34, 20 * 34)
+    directory.write_json("images.json", {"sha256": "0" * 64})
+    refused = CliRunner().invoke(app, ["gallery", str(directory.path), str(picture)])
+    assert refused.exit_code == REFUSED and "other images than digits has here" in refused.output
 
 
 def test_a_gallery_of_nothing_is_refused(tmp_path):

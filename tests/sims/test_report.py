@@ -8,6 +8,7 @@ import pytest
 
 from ff_flower.errors import DataError
 from sims.report import TextTable, gaps, load_metrics, run_tables, show, summarize
+from sims.run import wall_clock
 
 RECALL = {"accuracy": 0.5, "auroc": None, "macro_f1": 1 / 3, "per_class_recall": [1.0, 0.0]}
 
@@ -66,6 +67,20 @@ def test_totals_stand_last():
     tables = run_tables(metrics())
     assert table(tables, "Time").rows == (("fit", "3.2"), ("total", "12.0"))
     assert [row[0] for row in table(tables, "Traffic").rows] == ["modules-up", "up", "down"]
+
+
+def test_seconds_are_of_runs_in_one_session():
+    """A run that went on with what an earlier session left has no seconds in the means, and its other numbers are there."""
+    runs = [metrics(), metrics(seed=1, resumed=True)]
+    rows = {row[3]: row for row in summarize(runs).rows}
+    assert rows["server"][4] == "2" and rows["server"][-1] == "12"
+
+
+def test_seconds_outside_the_stages_are_told_of_what_was_made_now():
+    """The end of a run tells the seconds outside its stages, unless some of these were made in an earlier session."""
+    assert "12.0 s, of which 8.8 s outside" in wall_clock(12.0, metrics())
+    for earlier in (wall_clock(12.0, metrics(resumed=True)), wall_clock(3.0, metrics())):
+        assert "made before" in earlier and "outside" not in earlier
 
 
 def test_the_best_round_is_named():

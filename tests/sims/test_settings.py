@@ -36,6 +36,15 @@ def test_settings_win_over_presets_over_defaults(tmp_path):
     assert spec.classifier == RunSpec().classifier
 
 
+@pytest.mark.parametrize("setting", ["out=~runs", "data.root=~nobody-here/x", "trust.public-keys=~nobody-here"])
+def test_a_home_that_there_is_not_is_refused(setting):
+    """A path whose beginning looks like a home, and is none, is answered in one sentence, as is such a preset."""
+    for options in (["--set", setting], ["--preset", "~nobody-here/mine.toml"]):
+        refused = CliRunner().invoke(app, ["run", *options])
+        assert refused.exit_code == REFUSED and "must begin with ~/ for your own home" in refused.output
+    assert machine.path_of("~/x") == Path.home() / "x"
+
+
 @pytest.mark.parametrize("key", ["exclude", "data.classes", "data.server-test"])
 @pytest.mark.parametrize("text", ["3", "007", "1e5", "true", "2024-01-01"])
 def test_text_is_taken_as_it_is_written(key, text):
