@@ -161,7 +161,9 @@ def module_records(files: Mapping[str, bytes], store: ModuleStore | None) -> dic
     """
     if store is None:
         return {"modules": file_record(files)}
-    for name in [name for name in files if not store.holds(name, MAX_FILE_BYTES)]:
+    for name in files:
+        if store.holds(name, MAX_FILE_BYTES):
+            continue
         data = files[name]
         try:
             store.put(data)

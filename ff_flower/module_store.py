@@ -62,13 +62,12 @@ class ModuleStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             unfinished.write_bytes(data)  # readable for whom the folder's umask says: sites may be other users
             _put_in_place(unfinished, self._path(name))
-        except (OSError, VerificationError) as error:
-            with suppress(OSError):
-                unfinished.unlink(missing_ok=True)
-            if isinstance(error, VerificationError):
-                raise
+        except OSError as error:
             reason = error.strerror or error
             raise RunError(f"{self._path(name)}: cannot be written ({reason}); free some space, or {REMEDY}") from error
+        finally:
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
         return name
 
     def get(self, name: str, max_bytes: int) -> bytes:

@@ -301,10 +301,9 @@ def main(
 
 def wall_clock(seconds: float, metrics: Metrics) -> str:
     """Return what a run took from start to end, and how much of it none of its stages did, where all were made in that time."""
-    stages = dict(metrics["seconds"])
-    earlier = metrics.get("resumed") or stages.pop("total", 0.0) > seconds
-    said = f"wall clock: {seconds:.1f} s"
-    if earlier:
+    stages, said = dict(metrics["seconds"]), f"wall clock: {seconds:.1f} s"
+    total = stages.pop("total", 0.0)
+    if metrics.get("resumed") or total > seconds:
         return f"{said}; some of the stages were made before"
     return f"{said}, of which {max(0.0, seconds - sum(stages.values())):.1f} s outside the stages (Flower, Ray, imports, images)"
 

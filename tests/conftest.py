@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ settings.load_profile("repeatable")
 HERE = Path(__file__).resolve().parent
 
 
+@cache  # a file has hundreds of tests
 def starts_flower(path: Path) -> bool:
     """Tell whether a file has tests that start Flower."""
     return "mark.slow" in path.read_text(encoding="utf-8")
@@ -27,8 +29,7 @@ def starts_flower(path: Path) -> bool:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin with the tests that start Flower, which last longest, where several workers share the tests."""
     if hasattr(config, "workerinput"):
-        first = {path: starts_flower(path) for path in {item.path for item in items}}
-        items.sort(key=lambda item: not first[item.path])
+        items.sort(key=lambda item: not starts_flower(item.path))
 
 
 @pytest.hookimpl(optionalhook=True)
