@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..config import Exclusion, RunSpec
 from ..errors import FederatedFactoryError, RunError
@@ -18,7 +19,6 @@ from .tombstone import Tombstone
 
 Rebuild = Callable[[RunSpec], object]
 FromScratch = Callable[[RunSpec], RunDirectory]
-_RESULTS = "metrics.json"  # purged with what it tells of, and written when a session ends
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def given_up(directory: RunDirectory) -> dict[str, str]:
     These are who was missing when the run's last session ended, apart from those who were there before something was forgotten.
     Until a session has ended since the purge, they are who was missing before it.
     """
-    if not (directory.path / _RESULTS).exists():
+    if not _results(directory):
         return dict.fromkeys(_missing_before(directory), "it was missing before the run forgot somebody")
     lost = _lost(directory)
     return {partition: reason for partition, reason in _missing(directory).items() if partition not in lost}
@@ -167,19 +167,23 @@ def _pending(run: Path) -> list[int]:
 
 def _made_again(directory: RunDirectory, spec: RunSpec) -> float | None:
     """Return the seconds of making everything again since the purge, where a session has; None where none has."""
-    if not (directory.path / _RESULTS).exists():
+    if not (metrics := _results(directory)):
         return None
-    metrics = directory.read_json(_RESULTS)
     whole = metrics["spec_digest"] == Tombstone.read(directory.path).effective(spec).digest() and not _lost(directory)
     seconds = dict(metrics["seconds"])
     last = float(seconds.pop("total"))
     return max(last, sum(seconds[stage] for stage in seconds if stage != "fit")) if whole else None  # earlier ones made stages
 
 
+def _results(directory: RunDirectory) -> dict[str, Any]:
+    """Return what the last session wrote when it ended; nothing where none has since the purge, which removes it."""
+    found: dict[str, Any] = directory.read_json("metrics.json") if (directory.path / "metrics.json").exists() else {}
+    return found
+
+
 def _missing(directory: RunDirectory) -> dict[str, str]:
     """Return why nodes are missing from the results, by partition."""
-    metrics = directory.read_json(_RESULTS) if (directory.path / _RESULTS).exists() else {}
-    return {str(one["partition"]): str(one["reason"]) for one in metrics.get("missing", [])}
+    return {str(one["partition"]): str(one["reason"]) for one in _results(directory).get("missing", [])}
 
 
 def _missing_before(directory: RunDirectory) -> list[str]:
