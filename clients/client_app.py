@@ -26,7 +26,7 @@ from ff_flower.messages import (
     told,
 )
 from ff_flower.reports import Forgotten
-from ff_flower.run_directory import cache_root
+from ff_flower.run_directory import cache_root, drop_finished_fits
 from ff_flower.unlearning import drop_copies
 
 from .disclosure import reason_of
@@ -37,7 +37,7 @@ from .own_data import introduce
 from .resident import drop_resident_sets
 from .scoring import tally
 from .signing import sign_files, signature_policy, signing_key
-from .site import Site, find_partition, open_site
+from .site import Site, find_partition, open_site, owner_of
 
 logger = logging.getLogger("flwr")
 app = ClientApp()
@@ -95,6 +95,7 @@ def train(message: Message, context: Context) -> RecordDict:
     device = prepare(request.spec, request.spec.threads)
     partition = find_partition(request.spec, context.node_config, request.federation)
     if partition not in request.partitions:
+        drop_finished_fits(request.spec, owner_of(partition, request.federation))
         return RecordDict(told(partition))
     key = signing_key(context.node_config)
     report, files = fit_modules(request.spec, open_site(request.spec, context.node_config, request.federation), device)
@@ -116,6 +117,7 @@ def train_average(message: Message, context: Context) -> RecordDict:
 def evaluate(message: Message, context: Context) -> RecordDict:
     """Synthesize from all modules, fit a classifier, and answer with what the consensus needs."""
     request, site, device = _begin(message, context)
+    drop_finished_fits(request.spec, site.owner)
     files = read_modules(message.content, shared_store(request.spec), request.spec.trust.max_module_bytes)
     signatures, policy = read_signatures(message.content, files), signature_policy(request.spec, context.node_config)
     account, logits, weights = answer(request.spec, site, files, device, signatures, policy)

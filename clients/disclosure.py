@@ -80,9 +80,9 @@ def _secrets(path: Path, spared: Set[str]) -> Iterator[str]:
     """Yield the path of the site's images, its folders but those whose name is ``spared``, and the names of its files."""
     yield str(path)
     yield from (part for part in path.parts[1:] if len(part) > 3 and part not in spared)
-    if path.is_dir():
-        for file in path.rglob("*"):
-            if file.is_file() and len(file.stem) > 1:
-                yield file.name
-                if rest := file.name.partition("; ")[2]:  # what is left of it behind the first "; " of a sentence
+    for _, _, names in os.walk(path):  # which passes by what may not be read
+        for name in names:
+            if len(Path(name).stem) > 1:
+                yield name
+                if rest := name.partition("; ")[2]:  # what is left of it behind the first "; " of a sentence
                     yield rest

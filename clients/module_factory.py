@@ -3,7 +3,9 @@
 import hashlib
 import json
 import logging
+import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,12 @@ from torch import Tensor
 from ff_flower.accelerator import peak_memory
 from ff_flower.config import ModuleSpec, RunSpec, TrainingSpec
 from ff_flower.environment import library_versions, source_digest
-from ff_flower.errors import ModuleError
+from ff_flower.errors import ModuleError, VerificationError
 from ff_flower.generative import FitOptions, GaussianMixtureModule, GenerativeModule, build_module
 from ff_flower.generative.base import ONE_IMAGE, Progress
-from ff_flower.registry import ModuleLimits, ModuleManifest, encode_module, module_id
+from ff_flower.registry import ModuleLimits, ModuleManifest, decode_module, encode_module, module_id
 from ff_flower.reports import NO_IMAGES, Declined, Fallback, FitReport, Interval
-from ff_flower.run_directory import cache_root, combined_digest
+from ff_flower.run_directory import cache_root, combined_digest, finished_fit
 from ff_flower.seeding import derive_seed
 
 from .site import Site
@@ -33,21 +35,19 @@ def fit_modules(spec: RunSpec, site: Site, device: torch.device) -> tuple[FitRep
     -------
     tuple of FitReport and dict
         The account, and the module files by module_id. A class with fewer than ``module.min_images`` images, or whose fit
-        fails, is declined with its reason; one with fewer than ``module.network_images`` may get a simpler kind. Until the last
-        class is fitted the others' checkpoints stay, so that a node that is interrupted does not begin them anew.
+        fails, is declined with its reason; one with fewer than ``module.network_images`` may get a simpler kind. The files stay
+        in the node's cache until `drop_finished_fits`: a node that is interrupted, or replies too late, fits no class twice.
     """
     began = time.time()
     files: dict[str, bytes] = {}
     modules: dict[str, str] = {}
-    finished: list[Path] = []
     fallbacks: list[Fallback] = []
     declined = [] if len(site.own) else [NO_IMAGES]
     counts = torch.bincount(site.own.labels, minlength=site.splits.num_classes).tolist()
     label_counts = {str(label): site.told(count) for label, count in enumerate(counts) if count}
-    last = max(label_counts, key=int, default="")
     for label, count in ((int(label), counts[int(label)]) for label in label_counts):
         try:
-            data = fit_module(spec, site, label, device, None if str(label) == last else finished)
+            data = fit_module(spec, site, label, device)
         except ModuleError as error:
             declined.append(Declined(label, str(error)))
             logger.warning("node %d: class %r declined: %s", site.partition, site.splits.info.classes[label], error)
@@ -56,8 +56,6 @@ def fit_modules(spec: RunSpec, site: Site, device: torch.device) -> tuple[FitRep
         files[modules[str(label)]] = data
         if note := choose_kind(spec.module, site.kind, count, not _rounds(site))[1]:
             fallbacks.append(Fallback(label, note))
-    for path in finished:
-        path.unlink(missing_ok=True)
     work, memory = Interval(began, time.time()), peak_memory(device)
     return FitReport(site.partition, label_counts, modules, tuple(declined), work, tuple(fallbacks), memory), files
 
@@ -75,10 +73,10 @@ def choose_kind(spec: ModuleSpec, kind: str, num_images: int, exact: bool = True
     return simple, f"{simple} in the place of {kind}: {images} module.network-images = {spec.network_images}"
 
 
-def fit_module(spec: RunSpec, site: Site, label: int, device: torch.device, finished: list[Path] | None = None) -> bytes:
-    """Fit the module of one class, and return its file; a fit that was interrupted continues from its checkpoint.
+def fit_module(spec: RunSpec, site: Site, label: int, device: torch.device) -> bytes:
+    """Fit the module of one class, and return its file.
 
-    With ``finished`` the finished fit's checkpoint stays, and is named there: the same fit again is done at once.
+    A fit that was interrupted continues from its checkpoint; one that was finished, and whose file is still there, is done.
 
     Raises
     ------
@@ -93,18 +91,19 @@ def fit_module(spec: RunSpec, site: Site, label: int, device: torch.device, fini
     module = build_module(spec.module, info.shape, device, kind)
     seed = derive_seed(spec.seed, "module", site.partition, label)
     checkpoint = _checkpoint(spec, site, module, images, label) if spec.module.checkpoint_seconds else None
+    fitted, limits = _fitted(spec, site, label, checkpoint), ModuleLimits.of_bytes(spec.trust.max_module_bytes)
+    if (data := _read(fitted, limits)) is not None:
+        logger.info("node %d: class %r is fitted already", site.partition, info.classes[label])
+        return data
     options = FitOptions(
         progress=_progress(site, info.classes[label]),
         holdout=spec.module.holdout,
         max_seconds=spec.module.max_seconds,
         checkpoint=checkpoint,
-        keep_checkpoint=finished is not None,
         checkpoint_seconds=spec.module.checkpoint_seconds,
         compile_on_cpu=spec.module.compile_on_cpu,
         coarse_counts=_rounds(site),
     )
-    if finished is not None and checkpoint is not None:
-        finished.append(checkpoint)
     module.fit(images, seed, options)
     manifest = ModuleManifest(
         format_version=1,
@@ -124,7 +123,9 @@ def fit_module(spec: RunSpec, site: Site, label: int, device: torch.device, fini
         licence=info.licence,
         note=note,
     )
-    return encode_module(module.state(), manifest, ModuleLimits.of_bytes(spec.trust.max_module_bytes))
+    data = encode_module(module.state(), manifest, limits)
+    _write(fitted, data)
+    return data
 
 
 def _rounds(site: Site) -> bool:
@@ -164,6 +165,39 @@ def _checkpoint(spec: RunSpec, site: Site, module: GenerativeModule[Any], images
     training = [spec.module.holdout, spec.module.max_seconds, spec.module.compile_on_cpu, _rounds(site)]
     process = [module.device.type, spec.threads, spec.deterministic, library_versions()]
     settings = [module.kind, module.spec.flat(), *training, *process, seed, list(images.shape)]
-    content = hashlib.sha256(images.numpy().tobytes()).hexdigest()
+    content = hashlib.sha256(images.reshape(-1).numpy().data).hexdigest()
     key = combined_digest(json.dumps(settings, sort_keys=True), content, source_digest())
     return cache_root(spec) / "fits" / f"{site.owner}+{label}+{key}.safetensors"
+
+
+def _fitted(spec: RunSpec, site: Site, label: int, checkpoint: Path | None) -> Path | None:
+    """Return where the file of a finished fit stays, by all that its manifest depends on too; None without checkpoints."""
+    if checkpoint is None:
+        return None
+    info = site.splits.info
+    told = [info.name, info.licence, info.classes[label], str(site.told(int((site.own.labels == label).sum())))]
+    return finished_fit(spec, site.owner, label, combined_digest(checkpoint.stem, *told)[:32])
+
+
+def _read(path: Path | None, limits: ModuleLimits) -> bytes | None:
+    """Return the file of a finished fit; None where there is none, or none that is whole."""
+    if path is not None:
+        with suppress(OSError, VerificationError):
+            decode_module(data := path.read_bytes(), limits)
+            return data
+    return None
+
+
+def _write(path: Path | None, data: bytes) -> None:
+    """Keep the file of a finished fit, where that is possible."""
+    if path is None:
+        return
+    unfinished = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(data)
+        unfinished.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        logger.warning("a finished fit is not kept: %s", error)

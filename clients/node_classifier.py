@@ -136,7 +136,7 @@ def _synthesize(
     signatures: Mapping[str, bytes],
     expectation: Expectation,
 ) -> SyntheticDataset:
-    cache, received = SampleCache(cache_root(spec) / "samples", device), cache_root(spec) / RECEIVED
+    cache, received = SampleCache(cache_root(spec) / "samples", device, spec.threads), cache_root(spec) / RECEIVED
     received.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=received) as folder:
         registry = ModuleRegistry(Path(folder), ModuleLimits.of_bytes(spec.trust.max_module_bytes))

@@ -64,6 +64,11 @@ def find_partition(spec: RunSpec, node_config: Mapping[str, Scalar], federation:
     return federation.partition(place_of(spec, node_config).name)
 
 
+def owner_of(partition: int, federation: Federation | None) -> str:
+    """Return by what name a partition's modules are owned: its site's, else its number."""
+    return str(partition) if federation is None else federation.sites[partition]
+
+
 def partition_of(node_config: Mapping[str, Scalar]) -> int:
     """Return the partition that the node's configuration says.
 

@@ -56,9 +56,12 @@ def prepare(spec: RunSpec, threads: int) -> torch.device:
     device = select_device(spec.device)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not spec.deterministic
-        # The gradients of the fused kernels for attention are sums in no fixed order; over few positions they save little.
+        # The gradients of the fused kernels for attention are sums in no fixed order. What is left computes in single precision
+        # unless it may not, and that costs half a step.
         for choose in (enable_flash_sdp, enable_mem_efficient_sdp, enable_cudnn_sdp):
             choose(not spec.deterministic)
+        if (in_half := getattr(torch.backends.cuda, "allow_fp16_bf16_reduction_math_sdp", None)) is not None:  # since torch 2.5
+            in_half(spec.deterministic)
     return device
 
 
@@ -181,5 +184,5 @@ class _Compiled(nn.Module):
 def _leave_out(reason: str) -> None:
     """Compile nothing more in this process, and say once why."""
     if not _Compiled.broken:
-        logger.info("torch.compile is left out: %s", reason)
+        logger.warning("torch.compile is left out: %s", reason)
     _Compiled.broken = True

@@ -2,7 +2,7 @@
 
 ::
 
-    <out>/cache/                      partitions, samples, unfinished fits, received modules and locks, shared by all runs
+    <out>/cache/                      partitions, samples, fits the server lacks, received modules and locks, of all runs
     <out>/latest                      link to the newest run
     <out>/<data>-<method>-<partition>-seed<seed>-<digest>/
         spec.json  environment.json   what was asked, and where it was made
@@ -35,6 +35,7 @@ from .errors import RunError
 from .machine import NO_LOCKS, path_of
 
 FORMAT_VERSION = 1
+_RECEIPT: Mapping[str, type | tuple[type, ...]] = {"inputs": str, "outputs": dict, "seconds": (int, float)}
 RECEIVED = "received"  # folder of the cache: module files of a broadcast, while a node uses them
 
 
@@ -52,6 +53,21 @@ def run_path(spec: RunSpec) -> Path:
     """Return the run directory that belongs to ``spec``, whether or not it exists."""
     data = re.sub(r"[^A-Za-z0-9]+", "-", Path(spec.data.name.partition(":")[2] or spec.data.name).stem)
     return output_root(spec) / f"{data}-{spec.method}-{spec.partition_name}-seed{spec.seed}-{spec.digest()[:10]}"
+
+
+def finished_fit(spec: RunSpec, owner: str, label: int | str, key: str) -> Path:
+    """Return where a node keeps the module file of a finished fit until the server has it.
+
+    Like an unfinished fit's its name says whose it is, by which it can be forgotten; then the run, then what else it depends on.
+    """
+    return cache_root(spec) / "fits" / f"{owner}+{label}+{spec.fit_digest()[:16]}-{key}.module"
+
+
+def drop_finished_fits(spec: RunSpec, owner: str = "*") -> None:
+    """Delete the files of an owner's finished fits of this run, or of all owners': the server has what it wants of them."""
+    every = finished_fit(spec, owner, "*", "*")
+    for path in every.parent.glob(every.name):
+        path.unlink(missing_ok=True)
 
 
 def read_spec(run: Path) -> dict[str, Scalar]:
@@ -167,6 +183,11 @@ class RunDirectory:
         """Read what `write_json` wrote."""
         return json.loads((self.path / name).read_text())
 
+    def metrics(self) -> dict[str, Any]:
+        """Return what the last session wrote when it ended; nothing where none has, or it was removed since."""
+        found: dict[str, Any] = self.read_json("metrics.json") if (self.path / "metrics.json").exists() else {}
+        return found
+
     def is_done(self, stage: str, inputs: str) -> bool:
         """Tell whether ``stage`` was finished with these ``inputs`` and its outputs are unchanged."""
         receipt = self._receipts.get(stage)
@@ -228,10 +249,15 @@ class RunDirectory:
             receipts: dict[str, Any] = json.loads(path.read_text())
         except ValueError as error:
             raise RunError(f"{path}: not JSON ({error}); {remedy}") from error
-        keys = {"inputs", "outputs", "seconds"}
-        if not isinstance(receipts, dict) or not all(isinstance(one, dict) and set(one) == keys for one in receipts.values()):
-            raise RunError(f"{path}: a receipt has {', '.join(sorted(keys))}; {remedy}")
+        if not isinstance(receipts, dict) or not all(map(_is_receipt, receipts.values())):
+            raise RunError(f"{path}: a receipt has {', '.join(_RECEIPT)}; {remedy}")
         return receipts
+
+
+def _is_receipt(one: Any) -> bool:
+    """Tell whether a value has the keys of a receipt, each of its type."""
+    whole = isinstance(one, dict) and one.keys() == _RECEIPT.keys()
+    return whole and all(isinstance(one[key], kind) for key, kind in _RECEIPT.items())
 
 
 def combined_digest(*parts: str) -> str:

@@ -17,8 +17,7 @@ rule                 what is refused
 ===================  ==========================================================================================================
 
 The probe looks at the first samples that synthesis would use, which a CPU draws once; a GPU, which draws eight such blocks at a
-time, draws them again with the others. `near-duplicate` takes as many from noise
-that all modules share.
+time, draws them again with the others. `near-duplicate` takes up to 32 from noise that all modules share.
 """
 
 import hashlib
@@ -163,19 +162,20 @@ class Vetting:
 
     def _samples(self, module: RegisteredModule) -> Tensor:
         """Return the first samples that synthesis uses of a module, (n, C, H, W) uint8."""
-        return self._read(module, self.root_seed, lambda: sample_stream(self.root_seed, module.module_id))
+        return self._read(module, self.trust.probe, self.root_seed, lambda: sample_stream(self.root_seed, module.module_id))
 
     def _twins(self, module: RegisteredModule) -> Tensor:
-        """Return as many samples from the noise that all modules share."""
-        return self._read(module, derive_seed(self.root_seed, "probe"), lambda: generator(self.root_seed, "probe"))
+        """Return samples from the noise that all modules share, (n, C, H, W) uint8: as many as are compared."""
+        count = min(self.trust.probe, COMPARED)
+        return self._read(module, count, derive_seed(self.root_seed, "probe"), lambda: generator(self.root_seed, "probe"))
 
-    def _read(self, module: RegisteredModule, seed: int, stream: Callable[[], torch.Generator]) -> Tensor:
+    def _read(self, module: RegisteredModule, count: int, seed: int, stream: Callable[[], torch.Generator]) -> Tensor:
         def draw(module_id: str, start: int, stop: int) -> Tensor:
             if module_id not in self._open:
                 self._open[module_id] = open_module(self.registry, module_id, self.device)
             return self._open[module_id].sample(stop - start, stream(), start, check_batch)
 
-        share = Share(module.module_id, module.manifest.label, self.trust.probe)
+        share = Share(module.module_id, module.manifest.label, count)
         self.cache.fill([share], seed, module.manifest.image_shape, draw)
         return self.cache.read(share, seed)
 
@@ -241,7 +241,7 @@ def near_duplicates(twins: list[tuple[RegisteredModule, Tensor]], least: float) 
     refused: dict[str, VerificationError] = {}
     if len(twins) < 2:
         return refused
-    modules, ratios = [module for module, _ in twins], differences([images[:COMPARED] for _, images in twins])
+    modules, ratios = [module for module, _ in twins], differences([images for _, images in twins])
     for i, j in (ratios < least).nonzero().tolist():  # both (i, j) and (j, i), ascending
         if modules[i].manifest.label != modules[j].manifest.label:
             found = f"samples are those of {_named(modules[j])} but for {float(ratios[i, j]):.3f} of their spread"

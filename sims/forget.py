@@ -78,7 +78,7 @@ def plan_work(spec: RunSpec, run: Path, *, requested: bool, rebuild: bool, proof
     ConfigError
         When a comparison is asked for that cannot be made.
     """
-    deployed = spec.data.own and not spec.data.sites  # the nodes are elsewhere, and no simulation can stand for them
+    deployed = spec.data.elsewhere
     if proof is not None and (deployed or not rebuild):
         why = "the nodes of this run are elsewhere" if deployed else "without rebuilding there is nothing to compare"
         raise ConfigError(f"--prove makes a run from scratch in simulation, and {why}; leave it out")

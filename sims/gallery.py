@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from ff_flower.config import from_run_config
-from ff_flower.data import load_splits
 from ff_flower.errors import ConfigError, DataError
 from ff_flower.figures import sample_grid
 from ff_flower.registry import ModuleRegistry
-from ff_flower.run_directory import made_of, read_spec
+from ff_flower.run_directory import read_spec
 from ff_flower.seeding import generator
 from ff_flower.synthesis import load_module
+
+from .images import images_of
 
 
 def draw_gallery(run: Path, picture: Path, columns: int = 16) -> None:
@@ -35,12 +36,7 @@ def draw_gallery(run: Path, picture: Path, columns: int = 16) -> None:
         Where the file cannot be written.
     """
     spec = from_run_config(read_spec(run))
-    if spec.data.own:
-        pictures = run / "modules" / "*.png"
-        raise DataError(f"{run}: its images are at the sites, and a gallery shows some; see its modules' samples in {pictures}")
-    splits = load_splits(spec.data, spec.seed)
-    if not made_of(run, splits.digest()):
-        raise DataError(f"{run}: was made of other images than {spec.data.name} has here; put them back, or set FF_DATA")
+    splits = images_of(run, spec, f"see its modules' samples in {run / 'modules' / '*.png'}")
     registry = ModuleRegistry.of_run(run, spec)
     rows = []
     for module in registry:

@@ -18,7 +18,7 @@ import typer
 from ff_flower.config import Exclusion, RunSpec, from_run_config, unknown_name
 from ff_flower.errors import ConfigError, FederatedFactoryError, RunError
 from ff_flower.machine import path_of, usable_cores, visible_gpus
-from ff_flower.run_directory import RunDirectory, cache_root, run_path
+from ff_flower.run_directory import RunDirectory, cache_root, drop_finished_fits, run_path
 
 from .defaults import check_keys, flatten
 from .processes.log_filter import LogFilter
@@ -138,7 +138,7 @@ def resolve_spec(preset: str = "", settings: Sequence[str] = ()) -> RunSpec:
 
 
 def start_afresh(spec: RunSpec) -> None:
-    """Remove the run directory of ``spec``, and cached samples of its modules.
+    """Remove the run directory of ``spec``, cached samples of its modules, and what its nodes keep of finished fits.
 
     Raises
     ------
@@ -156,6 +156,7 @@ def start_afresh(spec: RunSpec) -> None:
     with RunDirectory(path).alone():
         try:
             drop_copies(cache_root(spec), Exclusion(), {file.stem for file in (path / "modules").glob("*.safetensors")})
+            drop_finished_fits(spec)
             shutil.rmtree(path)
         except OSError as error:
             raise RunError(f"{error.filename}: cannot be removed ({error.strerror}); make the folder writable") from error

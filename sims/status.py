@@ -287,7 +287,7 @@ def _gaps(values: Mapping[str, Any], key: str) -> list[tuple[int, str]]:
 def _ledger(run: Path) -> Ledger:
     try:
         return Ledger.read(run / "ledger.jsonl")
-    except (OSError, ValueError, TypeError) as error:
+    except OSError as error:
         raise DataError(f"{run / 'ledger.jsonl'}: cannot be read ({error}); ask `ff-flower verify`") from error
 
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from ff_flower.accelerator import select_device
 from ff_flower.classifiers import build_classifier, pooled, predict
 from ff_flower.config import RunSpec, from_run_config
-from ff_flower.data import Splits, load_splits
+from ff_flower.data import Splits
 from ff_flower.errors import DataError, RunError
 from ff_flower.metrics import classification_metrics, mean_metrics
-from ff_flower.run_directory import made_of, read_spec
+from ff_flower.run_directory import read_spec
 
+from .images import images_of
 from .report import Metrics, load_metrics, show, summarize
 from .run import refusing
 
@@ -47,16 +48,13 @@ def validated(run: Path) -> Metrics:
     Raises
     ------
     DataError
-        Where the run did not finish, keeps no classifier, or this machine has no validation images of its set.
+        Where the run did not finish, keeps no classifier, its images have changed, or this machine has no validation images of
+        its set.
     RunError
-        Where its images have changed, or a file is no classifier of this run.
+        Where a file is no classifier of this run.
     """
     metrics, spec = load_metrics(run), from_run_config(read_spec(run))
-    if spec.data.own:
-        raise DataError(f"{run}: its images are at the sites, which hold out test images alone; validate a simulation")
-    splits = load_splits(spec.data, spec.seed)
-    if not made_of(run, splits.digest()):
-        raise RunError(f"{run}: the images of {splits.info.name} are not those of this run; put them back")
+    splits = images_of(run, spec, "these hold out test images alone; validate a simulation")
     if not len(splits.val):
         raise DataError(f"{run}: {splits.info.name} has no validation images here; run it with data.val-fraction above 0")
     scores, device = {}, select_device(spec.device)

@@ -49,7 +49,7 @@ def check_files(files: Mapping[str, bytes], expected: Mapping[str, Shapes]) -> N
         Rule ``report``, or ``safetensors`` for a file without tensors.
     """
     if sorted(files) != sorted(expected):
-        raise VerificationError("report", f"an answer came with files {sorted(files)}; asked for were {sorted(expected)}")
+        raise VerificationError("report", f"an answer came with files {sorted(files)!r:.200}; asked for were {sorted(expected)}")
     for name, data in files.items():
         tensors = read_tensors(data)
         found, shapes = shapes_of(tensors), expected[name]

@@ -1,15 +1,24 @@
-"""Replies are taken one by one when they arrive: who is killed while others still work loses nothing that was there."""
+"""Replies are taken one by one when they arrive: who is killed while others still work loses nothing that was there.
+
+A reply is of the node that was asked, whatever it says of itself: Flower hands over the metadata that a node wrote, and its own
+messages about nodes that are gone name nobody.
+"""
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
+from flwr.superlink.grid import InMemoryGrid
+from google.protobuf.message import DecodeError
 
 PULL_SECONDS = 1.0
 QUIET_SECONDS = 60.0
+UNREADABLE = 2  # code of an error reply
+# What Flower raises where a reply's bytes are not those of the objects that they say they are.
+MALFORMED = (ArithmeticError, AttributeError, DecodeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 class ArrivalGrid(Grid):
@@ -83,7 +92,8 @@ class ArrivalGrid(Grid):
         Returns
         -------
         list of Message
-            All replies, in the order of arrival. A node that did not reply in time has none.
+            All replies, in the order of arrival, each with the id of the node that was asked. A node that did not reply in time
+            has none; one whose reply cannot be read has an error.
         """
         sent = list(messages)
         pushed = set(self.push_messages(sent)) if sent else set()
@@ -95,12 +105,13 @@ class ArrivalGrid(Grid):
         replies: list[Message] = []
         heard = time.monotonic()
         while waiting:
-            arrived = list(self.pull_messages(set(waiting)))
-            for message in arrived:
-                waiting.pop(message.metadata.reply_to_message_id, None)
-                self.take(message)
-            replies += arrived
-            if arrived:
+            before = len(replies)
+            for message_id, message in self._arrived(dict(waiting)):
+                if (node := waiting.pop(message_id, None)) is not None:
+                    message.metadata.__dict__["_src_node_id"] = node
+                    self.take(message)
+                    replies.append(message)
+            if len(replies) > before:
                 heard = time.monotonic()
                 continue  # verifying what came may outlast the time, and others wait to be taken then
             if time.monotonic() >= end:
@@ -110,3 +121,27 @@ class ArrivalGrid(Grid):
                 heard = time.monotonic()
             time.sleep(pause)
         return replies
+
+    def _arrived(self, waiting: Mapping[str, int]) -> Iterator[tuple[str, Message]]:
+        """Yield the replies that are there, each with the id of the message that it answers.
+
+        In a simulation they are objects of this process. Elsewhere they are pulled one by one, so that each is known to be of
+        the node that was asked, and one that cannot be read takes no other with it.
+        """
+        if isinstance(self.grid, InMemoryGrid):
+            for message in self.pull_messages(set(waiting)):
+                yield message.metadata.reply_to_message_id, message
+            return
+        for message_id, node in waiting.items():
+            try:
+                found = list(self.pull_messages([message_id]))
+            except MALFORMED as error:
+                found = [_unreadable(node, f"its reply cannot be read ({type(error).__name__})")]
+            for message in found:
+                yield message_id, message
+
+
+def _unreadable(node: int, reason: str) -> Message:
+    """Return an error reply in the place of one that a node sent."""
+    asked = Message(RecordDict(), dst_node_id=node, message_type="query")
+    return Message(Error(code=UNREADABLE, reason=reason), reply_to=asked)

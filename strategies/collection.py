@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 import torch
 from flwr.app import RecordDict
 
-from ff_flower.accelerator import torch_threads
 from ff_flower.config import RunSpec
 from ff_flower.data import DatasetInfo
 from ff_flower.errors import RunError, VerificationError
@@ -17,11 +16,11 @@ from ff_flower.messages import count_modules, read_fit_reply, read_signatures, s
 from ff_flower.metrics import Ledger, Transfer
 from ff_flower.registry import Expectation, ModuleRegistry, RegisteredModule, SignaturePolicy, module_id
 from ff_flower.reports import NO_IMAGES, FitReport
-from ff_flower.run_directory import RunDirectory, cache_root, modules_inputs
-from ff_flower.synthesis import SampleCache
+from ff_flower.run_directory import RunDirectory, modules_inputs
 from ff_flower.vetting import Vetting, open_module
 
 from .nodes import Failure
+from .sampling import sampling
 
 logger = logging.getLogger("flwr")
 
@@ -93,6 +92,8 @@ class Collection:
             if excluded := [label for label in report.modules if self.spec.exclusion.covers(self.owners[partition], int(label))]:
                 raise VerificationError("excluded", f"modules of labels {', '.join(excluded)}, which take no part")
             files = dict(named)  # read from a shared store here, no more of them than the run has labels
+            if len({module_id(data) for data in files.values()}) < len(files):
+                raise VerificationError("report", "one file came under two names; a module is of one label")
         except VerificationError as error:
             return [Failure(partition, str(error))]
         modules = [self._register(data, report, signatures.get(name)) for name, data in files.items()]
@@ -120,7 +121,7 @@ class Collection:
         return [one for one in self.registry if one.module_id in named and one.manifest.owner == self.owners[partition]]
 
     def give_up(self, partition: int) -> None:
-        """Drop what came for a partition that two nodes claim, as if neither had replied: nobody can tell whose it is."""
+        """Drop what came for a partition that two nodes claim, and what an earlier session kept: nobody can tell whose it is."""
         for module in self.modules_of(partition):
             self.registry.remove(module.module_id)
         self.reports.pop(partition, None)
@@ -146,7 +147,7 @@ class Collection:
                 self.registry.remove(module.module_id)
 
     def vet(self, device: torch.device) -> None:
-        """Quarantine the modules that may not be used, see `ff_flower.vetting`; with the threads of a node, as nodes vet.
+        """Quarantine the modules that may not be used, see `ff_flower.vetting`.
 
         Parameters
         ----------
@@ -154,8 +155,7 @@ class Collection:
             Where networks are evaluated.
         """
         began = time.monotonic()
-        cache = SampleCache(cache_root(self.spec) / "samples", device)
-        with torch_threads(self.spec.threads):
+        with sampling(self.spec, device) as cache:
             refusals = Vetting(self.registry, self.spec.trust, self.spec.seed, cache, device).refusals()
         partitions = self._partitions()
         for refused, error in refusals.items():

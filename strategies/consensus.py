@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ff_flower.accelerator import torch_threads
 from ff_flower.classifiers import (
     agreeing,
     build_classifier,
@@ -30,12 +29,13 @@ from ff_flower.config import RunSpec
 from ff_flower.data import Splits
 from ff_flower.figures import sample_grid
 from ff_flower.metrics import ClassificationMetrics, classification_metrics, mean_metrics
-from ff_flower.run_directory import RunDirectory, cache_root, student_inputs
+from ff_flower.run_directory import RunDirectory, student_inputs
 from ff_flower.seeding import derive_seed
-from ff_flower.synthesis import SampleCache, SyntheticDataset, allocate, synthesize
+from ff_flower.synthesis import SyntheticDataset, allocate, synthesize
 
 from .federated_factory import FederatedFactory
 from .outcome import Outcome
+from .sampling import sampling
 from .scoring import Voters
 
 logger = logging.getLogger("flwr")
@@ -93,7 +93,7 @@ class Consensus:
         scores = [ClassificationMetrics.from_dict(answer.metrics) for answer in answers.values()]
         where = {"scored_on": "sites"} if self.spec.data.own else {}
         self.outcome.record("client_mean", mean_metrics(scores) | where, up=["modules"], down=["modules"])
-        self._compare_digests(synthetic)
+        self._compare_digests()
         consensus = self.spec.consensus.split(",")
         experts = self._experts() if "poe" in consensus else []
         if experts:
@@ -122,11 +122,8 @@ class Consensus:
         return kept
 
     def _synthesize(self) -> SyntheticDataset:
-        """Return the synthetic set; where nodes make it too, with the threads of a node, so that it is theirs."""
         shares = allocate(list(self.strategy.collection.registry), self.spec.synthesis.samples_per_class)
-        cache = SampleCache(cache_root(self.spec) / "samples", self.device)
-        threads = self.spec.threads if self.spec.synthesis.site == "client" else torch.get_num_threads()
-        with torch_threads(threads):
+        with sampling(self.spec, self.device) as cache:
             return synthesize(self.strategy.collection.registry, shares, self.spec.seed, cache, self.device)
 
     def _fit_server(self, synthetic: SyntheticDataset) -> nn.Module:
@@ -139,14 +136,14 @@ class Consensus:
     def _fit_student(self, synthetic: SyntheticDataset, teacher: Tensor, kept: Tensor) -> nn.Module:
         spec, seed = self.spec, derive_seed(self.spec.seed, "classifier", "student")
         network = self._untrained(derive_seed(seed, "init"))
-        images, labels = synthetic.data.images[kept], synthetic.data.labels[kept]
+        data = synthetic.data if bool(kept.all()) else synthetic.data.subset(kept)
         soft, hard = spec.distillation.temperature, spec.distillation.hard_labels
-        loss = distillation(teacher[kept].to(self.device), soft, labels.to(self.device), hard)
-        chances = None if bool(kept.all()) else class_balanced(labels)
+        loss = distillation(teacher[kept].to(self.device), soft, data.labels.to(self.device), hard)
+        chances = None if data is synthetic.data else class_balanced(data.labels)
         schedule = schedule_of(spec.classifier, spec.distillation.steps)
         policy = self.splits.info.augmentation
         return train(
-            network, images, loss, spec.classifier, schedule, policy=policy, seed=seed, device=self.device, weights=chances
+            network, data.images, loss, spec.classifier, schedule, policy=policy, seed=seed, device=self.device, weights=chances
         )
 
     def _classifier(self, name: str, inputs: str, fit: Callable[[], nn.Module]) -> nn.Module:
@@ -210,9 +207,9 @@ class Consensus:
         where = {"scored_on": "server-test"} if self.spec.data.own else {}
         self.outcome.record(name, metrics.as_dict() | dict(extra) | where, up=up, down=down)
 
-    def _compare_digests(self, synthetic: SyntheticDataset) -> None:
-        digest = synthetic.digest()
-        other = [p for p, answer in self.strategy.answers.items() if answer.synthetic_digest != digest]
+    def _compare_digests(self) -> None:
+        ours = self.outcome.synthetic_digest
+        other = [p for p, answer in self.strategy.answers.items() if answer.synthetic_digest != ours]
         if other:
             self._note(
                 f"the synthetic sets of nodes {other} agree with the server's up to rounding only (other hardware); "

@@ -60,13 +60,18 @@ def wait_for_nodes(
     Raises
     ------
     RunError
-        When there are fewer after the wait, or more.
+        When there are fewer after the wait, or more. In a deployment more are waited for too: of a SuperNode that was killed and
+        started again two are listed for a minute.
     """
+    simulated = _simulated(grid)
     if standstill is None:
-        standstill = STANDSTILL_SECONDS if _simulated(grid) else seconds
+        standstill = STANDSTILL_SECONDS if simulated else seconds
     began = changed = time.monotonic()
     ids = list(grid.get_node_ids())
-    while len(ids) < expected and (now := time.monotonic()) < began + seconds and not (ids and now > changed + standstill):
+    while len(ids) < expected or (len(ids) > expected and not simulated):
+        now = time.monotonic()
+        if now >= began + seconds or (ids and now > changed + standstill):
+            break
         time.sleep(0.1)
         before, ids = len(ids), list(grid.get_node_ids())
         changed = changed if len(ids) == before else time.monotonic()

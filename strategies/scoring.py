@@ -105,7 +105,9 @@ def _ask(
 def _checked(tally: Tally, partition: int, waiting: Sequence[Voters], num_classes: int) -> dict[str, Tensor]:
     """Return the counts (K, K) by result; VerificationError where they are not what was asked for."""
     if tally.partition != partition or set(tally.counts) != {voters.name for voters in waiting}:
-        raise VerificationError("tally", f"counts of node {tally.partition} for {sorted(tally.counts)} came from {partition}")
+        raise VerificationError(
+            "tally", f"counts of node {tally.partition} for {sorted(tally.counts)!r:.200} came from {partition}"
+        )
     for name, rows in tally.counts.items():
         if len(rows) != num_classes or any(len(row) != num_classes for row in rows):
             raise VerificationError("tally", f"the counts for {name!r} are not {num_classes} x {num_classes}")

@@ -52,6 +52,7 @@ class LocalGrid(Grid):
         self.asked: list[tuple[str, int]] = []
         self.fitted: list[int] = []
         self.on_the_way: list[Message] = []
+        self.answered: list[str] = []
         self.sent = 0
         ids = self.random.sample(range(1000, 9999), num_nodes)
         self.contexts = {
@@ -82,7 +83,7 @@ class LocalGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Hand every message to its node; return the ids of those that are answered, so that nobody waits for the others."""
-        replies = []
+        replies: list[tuple[str, Message]] = []
         for message in messages:
             context = self.contexts[message.metadata.dst_node_id]
             partition = int(context.node_config["partition-id"])
@@ -95,19 +96,19 @@ class LocalGrid(Grid):
                 self.fitted.append(partition)
             reply = self.tamper(partition, reply) if self.tamper else reply
             if reply is not None:
-                replies.append(reply)
+                replies.append((message.metadata.message_id, reply))
         self.random.shuffle(replies)
-        self.on_the_way += replies
-        return [reply.metadata.reply_to_message_id for reply in replies]
+        answered = [message_id for message_id, _ in replies]
+        self.answered += answered
+        self.on_the_way += [reply for _, reply in replies]
+        return answered
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Return one reply, in random order."""
-        wanted = set(message_ids)
-        here = next((reply for reply in self.on_the_way if reply.metadata.reply_to_message_id in wanted), None)
-        if here is None:
+        """Return the reply that arrives next, if it is one to these messages: replies arrive in random order."""
+        if not self.on_the_way or self.answered[0] not in set(message_ids):
             return []
-        self.on_the_way.remove(here)
-        return [here]
+        self.answered.pop(0)
+        return [self.on_the_way.pop(0)]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Hand every message to its node and return the replies in random order."""

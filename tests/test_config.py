@@ -45,6 +45,8 @@ def _other(key: str) -> Scalar:
         return not default
     if key == "data.sites":
         return "north=folder:/images"
+    if key == "data.server-test":
+        return "folder:/images"
     if isinstance(default, str):
         return default + "x"
     step = next((rule.multiple_of for rule in FIELDS[key].metadata if hasattr(rule, "multiple_of")), 1)

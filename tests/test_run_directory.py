@@ -206,7 +206,10 @@ def test_outputs_are_all_files_but_those_rewritten_or_refused(tmp_path):
     assert set(directory.outputs()) == kept
 
 
-@pytest.mark.parametrize("text", ["{", "", "[]", '{"run": 3}'])
+RECEIPT = '{"run": {"inputs": "a", "outputs": %s, "seconds": %s}}'
+
+
+@pytest.mark.parametrize("text", ["{", "", "[]", '{"run": 3}', RECEIPT % (2, 1), RECEIPT % ("{}", '"1"')])
 def test_damaged_receipts_are_named_with_their_remedy(directory, text):
     """Receipts that cannot be read end the run with the file's name and the way out."""
     directory.write("receipts.json", text.encode())

@@ -7,7 +7,7 @@ because Flower refuses keys that do not stand there; a test holds the two equal.
 
 from .base import Scalar, Spec, unknown_name
 from .exclusion import Exclusion
-from .images import DataSpec, PartitionSpec
+from .images import LARGEST_SIDE, DataSpec, PartitionSpec
 from .modules import (
     HEADS,
     SIZES,
@@ -32,11 +32,13 @@ from .run import (
     from_run_config,
     spec_digest,
 )
-from .sites import OWN, OWNER, ManifestSpec, SitePlace, class_names, site_name, site_places
+from .sites import LONGEST_NAME, OWN, OWNER, ManifestSpec, SitePlace, class_names, site_name, site_places
 from .trust import MAX_MODULE_MB, TrustSpec
 
 __all__ = [
     "HEADS",
+    "LARGEST_SIDE",
+    "LONGEST_NAME",
     "MAX_MODULE_MB",
     "OWN",
     "OWNER",

@@ -7,6 +7,8 @@ from pydantic import Field
 from .base import Count, Fraction, Positive, Spec
 from .sites import OWN
 
+LARGEST_SIDE = 1024  # pixels of an image that a manifest may tell of
+
 
 class DataSpec(Spec):
     """Which images, and where they are.
@@ -21,7 +23,8 @@ class DataSpec(Spec):
     download : bool
         Whether a set that is not under ``root`` may be downloaded.
     size : int
-        Height and width in pixels to which images are resized; 0 keeps their own.
+        Height and width in pixels to which images are resized; 0 keeps their own. At 64, 128 and 224 MedMNIST sets are read
+        from the larger files of MedMNIST+, where these are there or may be downloaded.
     augmentation : str
         What may happen to images in the training of classifiers without changing their labels, of all methods alike; a name of
         ``ff_flower.data.AUGMENTATIONS``, or ``auto``: as the table of image sets says, and ``none`` for images of your own.
@@ -35,13 +38,14 @@ class DataSpec(Spec):
     classes : str
         With ``sites``: names of the classes that may occur, by label, separated by semicolons; empty takes what sites name.
     server_test : str
-        With ``sites``: test images at the server, ``folder:/path`` or ``npz:/path``; empty scores classifiers at the sites.
+        With ``sites``: test images at the server, ``folder:`` or ``npz:`` with an absolute path; empty scores classifiers at the
+        sites.
     """
 
     name: str = Field(default="digits", min_length=1)
     root: str = ""
     download: bool = True
-    size: int = Field(default=0, ge=0, le=1024)
+    size: int = Field(default=0, ge=0, le=LARGEST_SIDE)
     augmentation: Literal["auto", "none", "digits", "natural", "dihedral", "scan", "mirrored-scan"] = "auto"
     val_fraction: Fraction = 0.1
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -53,6 +57,11 @@ class DataSpec(Spec):
     def own(self) -> bool:
         """Whether every node brings its own images."""
         return self.name == OWN
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether these are the sites of a deployment, for which no simulation can stand."""
+        return self.own and not self.sites
 
 
 class PartitionSpec(Spec):

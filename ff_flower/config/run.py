@@ -12,7 +12,7 @@ from .base import Count, Fraction, NonNegative, Positive, Scalar, Spec, unknown_
 from .exclusion import Exclusion
 from .images import DataSpec, PartitionSpec
 from .modules import ModuleSpec
-from .sites import OWN, ManifestSpec, class_names, site_places
+from .sites import OWN, ManifestSpec, class_names, is_place, site_places
 from .trust import TrustSpec
 
 Method = Literal["federated-factory", "fedavg", "fedprox", "local", "centralized"]
@@ -109,7 +109,7 @@ class AveragingSpec(Spec):
     rounds : int
         Averages of the nodes' weights.
     local_epochs : int
-        Passes of each node over its own images between two averages.
+        Passes of each node over its own images between two averages, each of as many full batches as hold them all.
     learning_rate : float
         Rate of the local SGD in the first round; it falls by a half cosine over the rounds.
     momentum : float
@@ -232,7 +232,7 @@ class RunSpec(Spec):
 
     def for_nodes(self) -> "RunSpec":
         """Return what nodes are sent: those of a deployment have folders of their own in the place of the server's."""
-        if not self.data.own or self.data.sites:
+        if not self.data.elsewhere:
             return self
         return self.model_copy(update={"out": "", "data": self.data.model_copy(update={"root": "", "server_test": ""})})
 
@@ -248,6 +248,11 @@ class RunSpec(Spec):
             return
         if self.method != "federated-factory":
             raise ConfigError(f"method = {self.method!r}: must be 'federated-factory' where data.name = {OWN!r}; set that")
+        if data.server_test and not is_place(data.server_test):
+            example = "for example 'folder:/srv/test'"
+            raise ConfigError(
+                f"data.server-test = {data.server_test!r}: must be folder: or npz: with an absolute path; {example}"
+            )
         if places and len(places) != self.num_clients:
             raise ConfigError(f"data.sites names {len(places)} sites: must be num-clients = {self.num_clients}; give both alike")
         if self.min_nodes > self.num_clients:

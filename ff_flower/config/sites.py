@@ -11,7 +11,7 @@ from .base import Count, Spec
 
 OWN: Final = "sites"  # the value of data.name with which every node brings its own images
 OWNER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
-LONGEST_CLASS = 128  # characters, as in a manifest
+LONGEST_NAME = 128  # characters of the name of a class or of an image set in a manifest
 KINDS_OF_PLACES = ("folder", "npz")
 
 
@@ -38,12 +38,17 @@ class SitePlace:
     def __post_init__(self) -> None:
         """Bring the name into the form of a manifest's owner, and refuse a place that is none."""
         object.__setattr__(self, "name", site_name(self.name))
-        kind, colon, path = self.location.partition(":")
-        if not colon or kind not in KINDS_OF_PLACES or not path_of(path).is_absolute():
+        if not is_place(self.location):
             raise ConfigError(
                 f"data of site {self.name!r}: must be folder: or npz: with an absolute path; "
                 "for example data='folder:/srv/images'"
             )
+
+
+def is_place(location: str) -> bool:
+    """Tell whether a text is ``folder:`` or ``npz:`` with an absolute path."""
+    kind, colon, path = location.partition(":")
+    return bool(colon) and kind in KINDS_OF_PLACES and path_of(path).is_absolute()
 
 
 def site_name(text: str) -> str:
@@ -91,9 +96,9 @@ def class_names(text: str) -> tuple[str, ...]:
         If a name stands there twice, or cannot be that of a class in a module's manifest.
     """
     names = tuple(filter(None, (unicodedata.normalize("NFC", name.strip()) for name in text.split(";"))))
-    if wrong := [name for name in names if len(name) > LONGEST_CLASS or not name.isprintable()]:
+    if wrong := [name for name in names if len(name) > LONGEST_NAME or not name.isprintable()]:
         raise ConfigError(
-            f"data.classes: {wrong[0][:80]!r} must be at most {LONGEST_CLASS} printable characters; rename the class"
+            f"data.classes: {wrong[0][:80]!r} must be at most {LONGEST_NAME} printable characters; rename the class"
         )
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"data.classes: {', '.join(twice)} must stand there once only; every class has one label")

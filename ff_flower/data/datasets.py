@@ -6,6 +6,7 @@ images by the run's seed; both class by class.
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..config import DataSpec, unknown_name
+from ..config import LARGEST_SIDE, LONGEST_NAME, DataSpec, unknown_name
 from ..errors import ConfigError, DataError
 from ..machine import path_of
 from ..seeding import numpy_generator
@@ -198,6 +199,7 @@ def read_source(location: str, spec: DataSpec) -> Source:
 def split_source(name: str, source: Source, spec: DataSpec, seed: int) -> Splits:
     """Hold out what has no official split, as in `load_splits`; ``name`` is the set's."""
     info = with_augmentation(_described(name, source), spec)
+    _check_told(info)
     for part in (source.train, source.val, source.test):
         if len(part) and int(part.labels.max()) >= len(info.classes):
             found, allowed = int(part.labels.max()), len(info.classes)
@@ -223,7 +225,12 @@ def _data_root(spec: DataSpec) -> Path:
     chosen = spec.root or os.environ.get("FF_DATA", "")
     root = path_of(chosen) if chosen else default
     if root == default:
-        root.mkdir(parents=True, exist_ok=True)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"{root} cannot be made ({error.strerror}); image sets are kept there; set data.root or FF_DATA"
+            ) from error
     if not root.is_dir():
         origin = "data.root" if spec.root else "FF_DATA"
         raise DataError(f"{root} does not exist; {origin} names the folder of local copies; create it or correct {origin}")
@@ -244,7 +251,12 @@ def _read(name: str, root: Path, size: int, download: bool) -> Source:
         "npz": lambda: read_npz(path),
         "folder": lambda: read_folder(path, size),
     }
-    source = readers[DATASETS[name].source if name in DATASETS else kind]()
+    try:
+        source = readers[DATASETS[name].source if name in DATASETS else kind]()
+    except PermissionError as error:
+        raise DataError(
+            f"{error.filename} cannot be read ({error.strerror}); give the user of this process the right to"
+        ) from error
     return source.resized(size) if size else source
 
 
@@ -260,6 +272,16 @@ def _described(name: str, source: Source) -> DatasetInfo:
     title = Path(location).name
     reader: SourceKind = "npz" if kind == "npz" else "folder"
     return DatasetInfo(f"{kind}:{title}", title, classes, (channels, height, width), task, "not stated", "none", reader, "")
+
+
+def _check_told(info: DatasetInfo) -> None:
+    """Refuse what no module's manifest can tell of (DataError)."""
+    for what, name in (("image set", info.name), *(("class", one) for one in info.classes)):
+        if not name.isprintable() or not 1 <= len(unicodedata.normalize("NFC", name)) <= LONGEST_NAME:
+            raise DataError(f"{what} {name[:LONGEST_NAME]!r}; a name has 1 to {LONGEST_NAME} printable characters; rename it")
+    height, width = info.shape[1:]
+    if max(height, width) > LARGEST_SIDE:
+        raise DataError(f"{info.name}: {width} x {height} pixels; images have at most {LARGEST_SIDE} a side; set data.size")
 
 
 def _divided(

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import os
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -35,7 +36,8 @@ def read_folder(path: Path, size: int) -> Source:
     Parameters
     ----------
     path : Path
-        The folder; hidden files are ignored, every other file must be an image. Classes are the folders' names, sorted.
+        The folder; hidden files are ignored, every other file must be an image. Classes are the folders' names, sorted. What is
+        transparent counts as opaque, and of several frames in a file the first is taken.
     size : int
         Pixels a side of the images returned; 0 keeps their own size, which must then be one and the same.
 
@@ -47,8 +49,10 @@ def read_folder(path: Path, size: int) -> Source:
     Raises
     ------
     DataError
-        If the folder does not exist or holds no classes, if a class folder is empty, if a file is no image of 8 bits per
-        channel, or if images of two sizes are to be kept as they are.
+        If the folder does not exist or holds no classes, if a class folder is empty or holds folders, if a file is no image of 8
+        bits per channel, or if images of two sizes are to be kept as they are.
+    PermissionError
+        If the folder or a file in it may not be read.
     """
     if not path.is_dir():
         raise DataError(f"{path} does not exist; a folder of class folders is read there; correct the path")
@@ -114,6 +118,11 @@ def _class_files(folder: Path) -> dict[str, list[Path]]:
     for name, files in listing.items():
         if not files:
             raise DataError(f"{folder / name} is empty; every class needs at least one image; add images or remove the folder")
+        if deeper := [path for path in files if path.is_dir()]:
+            raise DataError(
+                f"{deeper[0]} is a folder within the class {name!r}; images stand in the folder of their class, below train, val "
+                "and test where there are splits; move them there, or give the splits these names"
+            )
     return listing
 
 
@@ -126,10 +135,14 @@ def _common_mode(files: Sequence[Path], size: int) -> str:
     for file in files:
         try:
             with Image.open(file) as image:
-                mode, shape = image.mode, _upright(image)
+                mode, shape = image.mode, image.size if size else _upright(image)
+                deep = any(";16" in str(tile) for tile in image.tile)  # colours of 16 bits, of which Pillow takes the upper 8
+        except PermissionError:
+            raise
         except _unreadable() as error:
             raise DataError(f"{file} is no image ({error}); class folders hold images only; remove or hide it") from error
-        if mode not in _EIGHT_BITS:
+        if deep or mode not in _EIGHT_BITS:
+            mode = f"{mode} with 16 bits" if deep else mode
             raise DataError(f"{file} has pixels of mode {mode}; images have 8 bits per channel; convert it to greyscale or RGB")
         first = first or shape
         if not size and shape != first:
@@ -145,12 +158,14 @@ def _unreadable() -> tuple[type[Exception], ...]:
     """Return what Pillow raises at damaged and at absurdly large images."""
     from PIL import Image
 
-    return OSError, SyntaxError, ValueError, Image.DecompressionBombError
+    return OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError
 
 
 def _upright(image: "Image.Image") -> tuple[int, int]:
     """Return width and height of an image as it is looked at; cameras note how they were turned."""
-    turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    from PIL import Image
+
+    turned = Image.Image.getexif(image).get(_ORIENTATION, 1) in (5, 6, 7, 8)  # that of PNG files decodes their pixels first
     width, height = image.size
     return (height, width) if turned else (width, height)
 
@@ -172,6 +187,8 @@ def _read_file(file: Path, mode: str, size: int, crop: bool = False) -> np.ndarr
             if size:
                 image.draft(mode, (2 * size, 2 * size))  # JPEG decodes to a smaller image at once
             converted = ImageOps.exif_transpose(image).convert(mode)
+    except PermissionError:
+        raise
     except _unreadable() as error:
         raise DataError(f"{file} cannot be read ({error}); images must be whole; replace or remove it") from error
     if size and crop:

@@ -64,8 +64,8 @@ class ImageSet:
     def digest(self) -> str:
         """Return the SHA-256 of shape, images and labels."""
         content = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        content.update(self.images.numpy().tobytes())
-        content.update(self.labels.numpy().tobytes())
+        for tensor in (self.images, self.labels):
+            content.update(tensor.reshape(-1).numpy().data)
         return content.hexdigest()
 
     def to(self, device: str | torch.device) -> "ImageSet":

@@ -35,6 +35,8 @@ def read_npz(path: Path, findings: int = 0) -> Source:
     ------
     DataError
         If the file cannot be read without unpickling, lacks a key, or holds images or labels of another kind.
+    PermissionError
+        If it may not be read.
     """
     arrays = _arrays(path)
     sets = [_image_set(path, split, arrays, findings) for split in SPLITS]
@@ -138,7 +140,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
                     "there is no such split"
                 )
             return {key: archive[key] for key in (*_KEYS, "label_names") if key in archive}
-    except DataError:
+    except (DataError, PermissionError):
         raise
     except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
@@ -148,7 +150,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _image_set(path: Path, split: str, arrays: dict[str, np.ndarray], findings: int) -> ImageSet:
-    images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+    images, labels = arrays.pop(f"{split}_images"), arrays.pop(f"{split}_labels")  # the copies below take their place
     channels = images.shape[3] if images.ndim == 4 else 1
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or channels not in (1, 3):
         raise DataError(

@@ -12,8 +12,6 @@ from ..machine import path_of
 from .datasets import DatasetInfo, Splits, read_source, split_source, with_augmentation
 from .image_sets import ImageSet, concatenate, empty_like
 
-LONGEST_NAME = 128  # characters of a class's name, as in a manifest
-
 
 def own_info(spec: DataSpec, classes: Sequence[str], shape: tuple[int, int, int]) -> DatasetInfo:
     """Describe the image set that all sites hold together.
@@ -54,11 +52,7 @@ def load_own(location: str, spec: DataSpec, seed: int) -> Splits:
     DataError
         If the place does not hold labelled images, or a class's name cannot stand in a manifest.
     """
-    splits = split_source(location, read_source(location, spec), spec, seed)
-    for name in splits.info.classes:
-        if not name.isprintable() or not 1 <= len(_normal(name)) <= LONGEST_NAME:
-            raise DataError(f"class {name[:LONGEST_NAME]!r}; a name has 1 to {LONGEST_NAME} printable characters; rename it")
-    return splits
+    return split_source(location, read_source(location, spec), spec, seed)
 
 
 def class_counts(splits: Splits) -> dict[str, int]:
@@ -84,8 +78,7 @@ def in_table(splits: Splits, info: DatasetInfo) -> Splits:
     DataError
         If the images have another shape, or a class has images and no place in the table.
     """
-    if splits.info.shape != info.shape:
-        raise DataError(f"images are {splits.info.shape}; the run's are {info.shape} (channels, height, width); set data.size")
+    _check_shape("images", splits.info.shape, info.shape)
     names, held_out = splits.info.classes, "no site trains on them; name them in data.classes, or take these images out"
     train = _relabelled(splits.train, names, info.classes, "start the run again with them")
     return Splits(info, train, *(_relabelled(part, names, info.classes, held_out) for part in (splits.val, splits.test)))
@@ -109,9 +102,7 @@ def server_splits(spec: DataSpec, info: DatasetInfo) -> tuple[Splits, list[str]]
         return Splits(info, nothing, nothing, nothing), []
     source = read_source(spec.server_test, spec)
     images = source.test if len(source.test) else concatenate([source.train, source.val])
-    shape = tuple(images.images.shape[1:])
-    if shape != info.shape:
-        raise DataError(f"data.server-test: images are {shape}, the sites' {info.shape} (channels, height, width); set data.size")
+    _check_shape("data.server-test: images", tuple(images.images.shape[1:]), info.shape)
     names = [_normal(name) for name in source.classes or [str(label) for label in range(int(images.labels.max()) + 1)]]
     if (highest := int(images.labels.max())) >= len(names):
         raise DataError(f"data.server-test: label {highest}; its {len(names)} classes count from 0; relabel these images")
@@ -121,6 +112,13 @@ def server_splits(spec: DataSpec, info: DatasetInfo) -> tuple[Splits, list[str]]
     if not len(test):
         raise DataError(f"data.server-test: its classes are {', '.join(present)}; the sites have none of them; name them alike")
     return Splits(info, nothing, nothing, test), [name for name in present if name not in info.classes]
+
+
+def _check_shape(what: str, shape: tuple[int, ...], wanted: tuple[int, int, int]) -> None:
+    """Refuse images of another shape (C, H, W) than the run's (DataError)."""
+    if shape != wanted:
+        remedy = "set data.size" if shape[0] == wanted[0] else f"convert them to {'greyscale' if wanted[0] == 1 else 'RGB'}"
+        raise DataError(f"{what} are {shape}, the run's {wanted} (channels, height, width); {remedy}")
 
 
 def _relabelled(images: ImageSet, names: Sequence[str], table: Sequence[str], remedy: str) -> ImageSet:

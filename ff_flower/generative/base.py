@@ -42,8 +42,6 @@ class FitOptions:
         The schedule is shortened to this time; 0 sets no limit.
     checkpoint : Path, optional
         Where an unfinished fit is kept, and from which it continues.
-    keep_checkpoint : bool
-        Whether the checkpoint stays when the fit is finished, from which the same fit is there at once; else it is removed.
     checkpoint_seconds : float
         Pause between two checkpoints.
     compile_on_cpu : bool
@@ -57,7 +55,6 @@ class FitOptions:
     holdout: float = 0.0
     max_seconds: float = 0.0
     checkpoint: Path | None = None
-    keep_checkpoint: bool = False
     checkpoint_seconds: float = 60.0
     compile_on_cpu: bool = False
     coarse_counts: bool = False

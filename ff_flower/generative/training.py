@@ -79,6 +79,8 @@ class Training:
         self.objective, self.images, self.spec, self.options = objective, images, spec, options
         self.average = copy.deepcopy(objective).eval().requires_grad_(False)
         self.best = copy.deepcopy(self.average)
+        self._weights: list[Tensor] = list(objective.parameters())
+        self._averaged: list[Tensor] = list(self.average.parameters())
         self.best_loss, self.best_step = math.inf, 0
         self.random = generator(seed, "steps", device=images.device)
         self.optimizer = torch.optim.AdamW(
@@ -95,7 +97,7 @@ class Training:
     def run(self) -> Objective:
         """Train to the end of the budget, and return the averaged weights of the step with the best held-out loss.
 
-        Without held-out images it is the last step. The checkpoint is removed, or kept as it is at the end.
+        Without held-out images it is the last step. The checkpoint is removed.
 
         Raises
         ------
@@ -112,9 +114,7 @@ class Training:
             if self.options.checkpoint and time.monotonic() - saved >= self.options.checkpoint_seconds:
                 self._save(self.options.checkpoint)
                 saved = time.monotonic()
-        if self.options.checkpoint and self.options.keep_checkpoint:
-            self._keep(self.options.checkpoint)
-        elif self.options.checkpoint and self.options.checkpoint.exists():
+        if self.options.checkpoint and self.options.checkpoint.exists():
             self.options.checkpoint.unlink()
         return self.best if self._watched else self.average
 
@@ -143,14 +143,13 @@ class Training:
             loss = self._loss(*inputs)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        weights: list[Tensor] = list(self.objective.parameters())
-        nn.utils.clip_grad_norm_(weights, 1.0)
+        nn.utils.clip_grad_norm_(self._weights, 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = self.spec.learning_rate * rate
         self.optimizer.step()
         self.step += 1
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), weights, 1 / (1 + self.spec.ema * self.step))
+            torch._foreach_lerp_(self._averaged, self._weights, 1 / (1 + self.spec.ema * self.step))
             self.recent.lerp_(loss.detach().float(), 1.0 if self.step == 1 else 0.05)
 
     def _look(self, before: float, after: float) -> None:
@@ -165,13 +164,6 @@ class Training:
         told = math.floor(after * REPORTS) > math.floor(before * REPORTS) or after >= 1
         if self.options.progress is not None and told:
             self.options.progress(self.images_shown, min(after, 1.0), float(self.recent))
-
-    def _keep(self, path: Path) -> None:
-        """Write the checkpoint of the finished fit, where that is possible."""
-        try:
-            self._save(path)
-        except RunError as error:
-            logger.warning("a finished fit's checkpoint is left out: %s", error)
 
     def _save(self, path: Path) -> None:
         """Write everything that the next step depends on, whole or not at all."""

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ..errors import RunError
+
 Direction = Literal["up", "down", "read"]
 
 
@@ -16,9 +18,10 @@ class Transfer:
     Attributes
     ----------
     direction : str
-        ``up`` from node to server, ``down`` from server to node.
+        ``up`` from node to server, ``down`` from server to node, ``read`` from the store that both share.
     what : str
-        ``modules``, ``signatures``, ``weights`` or ``logits``.
+        ``modules``, ``signatures``, ``weights``, ``logits`` or ``classifiers``; what is read is ``modules-up`` or
+        ``modules-down``.
     num_bytes : int
         Size of the payload's arrays, without Flower's framing.
     partition : int
@@ -69,6 +72,17 @@ class Ledger:
 
     @classmethod
     def read(cls, path: Path) -> "Ledger":
-        """Return the ledger written at ``path``, an empty one where there is none."""
-        lines = path.read_text().splitlines() if path.exists() else []
-        return cls([Transfer(**json.loads(line)) for line in lines])
+        """Return the ledger written at ``path``, an empty one where there is none.
+
+        Raises
+        ------
+        RunError
+            Where it is not as it was written.
+        """
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        try:
+            return cls([Transfer(**json.loads(line)) for line in lines])
+        except (RecursionError, TypeError, ValueError) as error:
+            raise RunError(
+                f"{path}: not as it was written ({error}); remove it, and transfers are counted from here on"
+            ) from error

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from ..config import LARGEST_SIDE, LONGEST_NAME
 from ..errors import VerificationError
 
 
@@ -37,11 +38,11 @@ def printable(text: str) -> str:
 
 OWNER = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$"  # what a module's owner may be called
 
-Name = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(printable), Field(max_length=128)]
+Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME), AfterValidator(printable), Field(max_length=LONGEST_NAME)]
 Text = Annotated[str, AfterValidator(printable), Field(max_length=1024)]
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
-Side = Annotated[int, Field(ge=1, le=1024)]
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 Channels = Annotated[int, Field(ge=1, le=3), AfterValidator(grey_or_colour)]
 Setting = str | Int64 | Annotated[float, Field(allow_inf_nan=False)] | bool
 

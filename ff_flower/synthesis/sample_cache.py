@@ -4,7 +4,7 @@
 
     FOLDER/<module_id>/<code>/<root seed>/<k>.npy   samples k CHUNK to (k + 1) CHUNK - 1 or fewer, uint8 (n, C, H, W)
     FOLDER/<module_id>/<code>/<root seed>/.<k>.lock held by the process that draws the chunk
-    FOLDER/<module_id>/<code>/<root seed>-cuda/     the same, drawn on a GPU
+    FOLDER/<module_id>/<code>/<root seed>-cuda/     the same, drawn on a GPU; -2: on two threads of a CPU
 
 ``<code>`` begins the digest of the source code that draws: no other code uses these samples, and once it has drawn its own they
 are deleted. A chunk is written whole or not at all, and one that is not what it must be is drawn again.
@@ -16,7 +16,7 @@ import shutil
 import threading
 import tokenize
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,11 +65,16 @@ class SampleCache:
         Where samples are kept; made where it does not exist.
     device : torch.device, optional
         Where they are drawn: a GPU rounds otherwise than a CPU, so that each finds its own.
+    threads : int
+        Torch threads that draw them on a CPU: other numbers may round otherwise.
     """
 
-    def __init__(self, folder: Path, device: torch.device | None = None) -> None:
+    def __init__(self, folder: Path, device: torch.device | None = None, threads: int = 1) -> None:
         self.folder = folder
-        self.suffix = "" if device is None or device.type == "cpu" else f"-{device.type}"
+        if device is not None and device.type != "cpu":
+            self.suffix = f"-{device.type}"
+        else:
+            self.suffix = f"-{threads}" if threads != 1 else ""
 
     def path(self, module_id: str, root_seed: int, chunk: int = 0) -> Path:
         """Return the file of a module's samples ``chunk * CHUNK`` to ``(chunk + 1) * CHUNK - 1``."""
@@ -133,7 +138,9 @@ class SampleCache:
         """
         for folder in self.folder.iterdir() if self.folder.exists() else ():
             if folder.name == module_id:
-                shutil.rmtree(folder)
+                while folder.exists():
+                    with suppress(FileNotFoundError):  # another process deletes the same
+                        shutil.rmtree(folder)
 
     def _chunks(self, share: Share, root_seed: int) -> Iterator[_Chunk]:
         for start in range(0, share.count, CHUNK):

@@ -145,7 +145,7 @@ class Certificate:
         return {name for entry in self._entries_since()[1:] for name in entry.removed}
 
     def _scores_after(self) -> Mapping[str, Any]:
-        results: Mapping[str, Any] = self.directory.read_json("metrics.json")["results"] if self.rebuilt else {}
+        results: Mapping[str, Any] = self.directory.metrics()["results"] if self.rebuilt else {}
         return results
 
     def _cost(self) -> dict[str, Any]:
@@ -181,6 +181,16 @@ class Certificate:
             )
         else:
             sentences.append("The ledger says that the module files were sent to no node.")
+        if scored := [str(one) for one in self.entry.before.get("classifiers_sent_to", [])]:
+            sentences.append(
+                f"The ledger says that classifiers fitted with them were sent to the nodes {', '.join(scored)}, which scored "
+                "them. A node of this software keeps none; what else somebody there copied is out of reach."
+            )
+        if self.spec.data.elsewhere:
+            sentences.append(
+                "A SuperLink that was started with --database may keep bytes of deleted messages in that file: stop it, remove "
+                "the file, and register the sites' keys again."
+            )
         sisters = [one.name for one in sorted(run.parent.iterdir()) if one != run and not one.is_symlink() and self._holds(one)]
         if sisters:
             sentences.append(

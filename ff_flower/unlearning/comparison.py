@@ -52,7 +52,7 @@ def _artefacts(directory: RunDirectory) -> dict[str, str]:
     for path in sorted((run / "nodes").glob("*/*.json")):
         report = (FitReport if path.name == "fit.json" else Answer).from_json(path.read_text(encoding="utf-8"))
         found[path.relative_to(run).as_posix()] = _digest({k: v for k, v in asdict(report).items() if k not in _TIMED})
-    metrics = directory.read_json("metrics.json")
+    metrics = directory.metrics()
     for name, result in metrics["results"].items():
         found[f"scores of {name}"] = _digest({key: value for key, value in result.items() if key != "bytes"})
     for key in ("synthetic_digest", "excluded", "label_table", "spec_digest"):

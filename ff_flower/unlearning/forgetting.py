@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..config import Exclusion, RunSpec
 from ..errors import FederatedFactoryError, RunError
@@ -126,7 +125,7 @@ def given_up(directory: RunDirectory) -> dict[str, str]:
     These are who was missing when the run's last session ended, apart from those who were there before something was forgotten.
     Until a session has ended since the purge, they are who was missing before it.
     """
-    if not _results(directory):
+    if not directory.metrics():
         return dict.fromkeys(_missing_before(directory), "it was missing before the run forgot somebody")
     lost = _lost(directory)
     return {partition: reason for partition, reason in _missing(directory).items() if partition not in lost}
@@ -166,8 +165,8 @@ def _pending(run: Path) -> list[int]:
 
 
 def _made_again(directory: RunDirectory, spec: RunSpec) -> float | None:
-    """Return the seconds of making everything again since the purge, where a session has; None where none has."""
-    if not (metrics := _results(directory)):
+    """Return the seconds of making everything again since the purge, which removes metrics; None where no session has."""
+    if not (metrics := directory.metrics()):
         return None
     whole = metrics["spec_digest"] == Tombstone.read(directory.path).effective(spec).digest() and not _lost(directory)
     seconds = dict(metrics["seconds"])
@@ -175,15 +174,9 @@ def _made_again(directory: RunDirectory, spec: RunSpec) -> float | None:
     return max(last, sum(seconds[stage] for stage in seconds if stage != "fit")) if whole else None  # earlier ones made stages
 
 
-def _results(directory: RunDirectory) -> dict[str, Any]:
-    """Return what the last session wrote when it ended; nothing where none has since the purge, which removes it."""
-    found: dict[str, Any] = directory.read_json("metrics.json") if (directory.path / "metrics.json").exists() else {}
-    return found
-
-
 def _missing(directory: RunDirectory) -> dict[str, str]:
     """Return why nodes are missing from the results, by partition."""
-    return {str(one["partition"]): str(one["reason"]) for one in _results(directory).get("missing", [])}
+    return {str(one["partition"]): str(one["reason"]) for one in directory.metrics().get("missing", [])}
 
 
 def _missing_before(directory: RunDirectory) -> list[str]:

@@ -166,7 +166,7 @@ def _concerns(refusal: Refusal, owner: str, folder: Path, exclusion: Exclusion) 
 
 
 def _fits(cache: Path, exclusion: Exclusion) -> list[Path]:
-    """Return the unfinished fits of who is excluded; they are named ``<owner>+<label>+<key>``."""
+    """Return the fits of who is excluded, unfinished ones and those the server lacks, named ``<owner>+<label>+<key>``."""
     found = []
     for path in _files(cache / "fits"):
         owner, _, rest = path.name.partition("+")

@@ -111,8 +111,7 @@ def account(
     directory: RunDirectory, spec: RunSpec, registry: Sequence[RegisteredModule], removed: Collection[str]
 ) -> dict[str, Any]:
     """Return what a certificate compares: modules, files that stay, scores, seconds, who was sent what, and who was missing."""
-    ended = (directory.path / "metrics.json").exists()
-    metrics: Mapping[str, Any] = directory.read_json("metrics.json") if ended else {}
+    metrics = directory.metrics()
     unfitted = [one for one in participants(directory.path, spec) if f"fit-{one}" not in directory.receipts()]
     stays = {
         name: digest
@@ -120,7 +119,8 @@ def account(
         for name, digest in receipt["outputs"].items()
         if name.startswith(("modules/", "nodes/")) and name not in removed
     }
-    sent = Ledger.read(directory.path / "ledger.jsonl").transfers
+    ledger = Ledger.read(directory.path / "ledger.jsonl")
+    sent = {(one.what, one.partition) for one in ledger.transfers if one.direction == "down"}
     return {
         "order": [one.module_id for one in registry],
         "modules": {one.module_id: _told(one) for one in registry},
@@ -128,8 +128,9 @@ def account(
         "scores": {name: _scores(result) for name, result in metrics.get("results", {}).items()},
         "seconds": metrics.get("seconds", {}),
         "classes": metrics.get("classes", []),
-        "sent_to": sorted({one.partition for one in sent if (one.direction, one.what) == ("down", "modules")}),
-        "missing": [str(one["partition"]) for one in metrics["missing"]] if ended else unfitted,
+        "sent_to": sorted(partition for what, partition in sent if what == "modules"),
+        "classifiers_sent_to": sorted(partition for what, partition in sent if what == "classifiers"),
+        "missing": [str(one["partition"]) for one in metrics["missing"]] if metrics else unfitted,
         "spec_digest": spec.digest(),
     }
 

@@ -80,7 +80,7 @@ def check_results(run: RunContents) -> Iterator[Finding]:
         return
     try:
         totals = Ledger.read(run.path / "ledger.jsonl").totals()
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, TypeError, RunError) as error:
         yield Finding("ledger.jsonl", "json", f"it cannot be read ({error})")
         return
     if totals != metrics.get("bytes"):

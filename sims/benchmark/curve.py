@@ -235,6 +235,8 @@ def _step_seconds(spec: RunSpec, shape: tuple[int, int, int], device: torch.devi
 
     def work() -> None:
         train(network, images, loss, spec.classifier, schedule, policy="none", seed=0, device=device)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
 
     work()
     return median_seconds(work, repeats) / steps

@@ -8,7 +8,7 @@ import statistics
 
 import torch
 
-from ff_flower.accelerator import low_precision, prepare
+from ff_flower.accelerator import compiles, low_precision, prepare
 from ff_flower.config import RunSpec
 from ff_flower.generative import BLOCK, build_module
 from ff_flower.generative.diffusion import DiffusionModule
@@ -49,7 +49,8 @@ def _measure(load: Load, count: int) -> Row:
 
     difference = float((in_turn() - at_once()).abs().max())
     turns = [(median_seconds(in_turn, 1), median_seconds(at_once, 1)) for _ in range(load.repeats)]
-    place = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, threads: {load.threads}"
+    compiled = ", one after the other compiled" if compiles() else ""
+    place = torch.cuda.get_device_name() + compiled if device.type == "cuda" else f"CPU, threads: {load.threads}"
     return {
         "device": place,
         "kind": load.kind,

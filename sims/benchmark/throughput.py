@@ -106,7 +106,8 @@ def measure_load(load: Load) -> Row:
     flops = operations_per_image(load, images) if trained else 0.0
     limit = matmul_rate(device, load.repeats)
     compiled = ", training compiled" if load.compile_on_cpu and trained and compiles() else ""
-    place = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, threads: {load.threads}{compiled}"
+    uncompiled = "" if compiles() or not trained else ", uncompiled"
+    place = torch.cuda.get_device_name() + uncompiled if device.type == "cuda" else f"CPU, threads: {load.threads}{compiled}"
     return {
         "device": place,
         "kind": load.kind,

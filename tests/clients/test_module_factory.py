@@ -14,7 +14,7 @@ from ff_flower.errors import ConfigError
 from ff_flower.generative import KINDS
 from ff_flower.generative.base import ONE_IMAGE
 from ff_flower.registry import decode_module
-from ff_flower.run_directory import cache_root
+from ff_flower.run_directory import cache_root, drop_finished_fits
 
 CPU = torch.device("cpu")
 NETWORK = {"module__kind": "edm", "module__edm__channels": 8, "module__edm__steps": 12, "module__edm__batch_size": 16}
@@ -55,7 +55,12 @@ def interrupted(spec, site, label, reports=2):
 
 def unfinished(spec):
     """Return the checkpoints that lie in a run's cache."""
-    return sorted((cache_root(spec) / "fits").glob("*"))
+    return sorted(set((cache_root(spec) / "fits").glob("*")) - set(finished(spec)))
+
+
+def finished(spec):
+    """Return the files of finished fits that lie in a run's cache."""
+    return sorted((cache_root(spec) / "fits").glob("*.module"))
 
 
 def of_one_class(site, label, count):
@@ -89,16 +94,67 @@ def test_an_interrupted_fit_continues_to_the_same_bytes(tmp_path, caplog):
 
 
 def test_a_node_that_is_interrupted_keeps_its_finished_classes(tmp_path, caplog):
-    """A node cut off in its second class fits the first one no second time, sends an unbroken node's bytes, leaves nothing."""
+    """A node cut off in its second class fits the first one no second time, and sends an unbroken node's bytes."""
     spec = tiny(tmp_path / "broken", **NETWORK, module__checkpoint_seconds=60.0)
     site = open_site(spec, NODE)
     interrupted(spec, site, None, reports=6)
-    assert len(unfinished(spec)) == 1
+    assert len(finished(spec)) == 1
     unbroken = fit_modules(tiny(tmp_path / "whole", **NETWORK, module__checkpoint_seconds=0.0), site, CPU)[1]
     with caplog.at_level(logging.INFO, "flwr"):
         assert fit_modules(spec, site, CPU)[1] == unbroken and len(unbroken) == 2
-    assert caplog.text.count("a fit continues at step 12 of 12") == 1
-    assert unfinished(spec) == []
+    assert caplog.text.count("is fitted already") == 1
+    assert unfinished(spec) == [] and len(finished(spec)) == 2
+
+
+@pytest.mark.parametrize("kind", ["edm", "gaussian_mixture"])
+def test_finished_fits_stay_until_the_server_has_them(kind, tmp_path, caplog):
+    """A node asked again sends the same bytes without a fit, until it is told that the server has them; others' files stay."""
+    spec = tiny(tmp_path, **{**NETWORK, "module__kind": kind})
+    other = tiny(tmp_path, **{**NETWORK, "module__kind": kind}, classifier__steps=5)
+    site = open_site(spec, NODE)
+    files = fit_modules(spec, site, CPU)[1]
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "flwr"):
+        assert fit_modules(spec, site, CPU)[1] == files
+    assert "of its fit" not in caplog.text and caplog.text.count("is fitted already") == 2
+    fit_modules(other, site, CPU)
+    assert len(finished(spec)) == 4
+    drop_finished_fits(spec, "0")
+    assert len(finished(spec)) == 4
+    drop_finished_fits(spec, site.owner)
+    assert len(finished(spec)) == 2
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "flwr"):
+        assert fit_modules(other, site, CPU)[1].keys() == files.keys()
+    assert "of its fit" not in caplog.text
+
+
+@pytest.mark.parametrize("damage", [b"", b"no module", None])
+def test_a_finished_fit_that_is_not_whole_is_made_anew(damage, tmp_path):
+    """A kept file that was damaged is left out, and where none can be written the fit is there all the same."""
+    spec = tiny(tmp_path / "run")
+    site = open_site(spec, NODE)
+    label = int(site.own.labels[0])
+    if damage is None:
+        (cache_root(spec) / "fits").touch()
+    whole = fit_module(spec, site, label, CPU)
+    for path in finished(spec):
+        path.write_bytes(damage)
+    assert fit_module(spec, site, label, CPU) == whole
+
+
+def test_what_a_manifest_tells_besides_belongs_to_a_finished_fit(tmp_path):
+    """With a coarser number of images or another name of the class the module is another than the file that lies there."""
+    spec = tiny(tmp_path)
+    site = open_site(spec, NODE)
+    label = int(site.own.labels[0])
+    fit_module(spec, site, label, CPU)
+    info = site.splits.info
+    renamed = replace(info, classes=(*info.classes[:label], "other", *info.classes[label + 1 :]))
+    for changed in (replace(site, count_granularity=7), replace(site, splits=replace(site.splits, info=renamed))):
+        manifest = decode_module(fit_module(spec, changed, label, CPU))[0]
+        assert manifest.num_examples == changed.told(manifest.num_examples)
+        assert manifest.label_name == changed.splits.info.classes[label]
 
 
 def test_images_shown_do_not_tell_the_classes_size(tmp_path):

@@ -227,6 +227,15 @@ def test_missing_root_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         load_splits(_spec("bloodmnist"), seed=0)
 
 
+def test_a_default_root_that_cannot_be_made_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the home cannot be written to the error names the folder and the two ways around."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    monkeypatch.delenv("FF_DATA", raising=False)
+    with pytest.raises(DataError, match=r"file/.* cannot be made .*data\.root or FF_DATA"):
+        load_splits(_spec("digits"), seed=0)
+
+
 @pytest.mark.parametrize("name", ["bloodmnist", "mnist", "cifar10", "isic2019", "npz:gone.npz", "folder:gone"])
 def test_missing_files_are_refused_with_a_remedy(name: str, tmp_path: Path) -> None:
     """A set that is neither local nor may be downloaded is refused, naming where it was looked for."""

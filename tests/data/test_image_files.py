@@ -1,6 +1,8 @@
 """Folders of image files, and ISIC 2019's official folder."""
 
 import csv
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -142,18 +144,96 @@ def test_truncated_image_is_refused(tmp_path: Path) -> None:
         _load(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["exif", "huge"])
-def test_what_pillow_refuses_is_named(tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [0, 6])
+@pytest.mark.parametrize("damage", [b"Exif\0\0no tags at all", b"Exif\0\0II*\0", None], ids=["exif", "half an exif", "huge"])
+def test_what_pillow_refuses_is_named(tmp_path: Path, damage: bytes | None, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A damaged EXIF block and an image of absurd size are refused by name, as an image that cannot be read."""
     _class_folders(tmp_path)
-    image = Image.fromarray(np.zeros((10, 10, 3), dtype=np.uint8))
-    if damage == "exif":
-        image.save(tmp_path / "cat" / "bad.png", exif=b"Exif\0\0no tags at all")
+    if damage:
+        Image.new("RGB", (10, 10)).save(tmp_path / "cat" / "bad.png", exif=damage)
     else:
-        image.save(tmp_path / "cat" / "bad.png")
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
-    with pytest.raises(DataError, match=r"\.(png|jpg) (is no image|cannot be read)"):
+        Image.new("RGB", (100, 100)).save(tmp_path / "cat" / "bad.png")
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    with pytest.raises(DataError, match=r"bad\.png (is no image|cannot be read)"):
+        _load(tmp_path, size)
+
+
+def test_colours_of_16_bits_are_refused(tmp_path: Path) -> None:
+    """A PNG file of 16 bits per colour, of which Pillow would take the upper eight, is refused by name."""
+    _class_folders(tmp_path)
+    header, rows = struct.pack(">IIBBBBB", 10, 10, 16, 2, 0, 0, 0), zlib.compress(bytes(10 * (1 + 10 * 6)))
+    chunks = b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
+    )
+    (tmp_path / "cat" / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    with Image.open(tmp_path / "cat" / "deep.png") as image:
+        assert (image.mode, image.size, image.convert("RGB").getpixel((0, 0))) == ("RGB", (10, 10), (0, 0, 0))
+    with pytest.raises(DataError, match=r"deep\.png has pixels of mode RGB with 16 bits; .*8 bits"):
         _load(tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 6])
+def test_headers_are_read_before_any_pixel(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What headers tell is known before the first image is decoded, also of PNG files; each is then decoded once."""
+    from PIL import PngImagePlugin
+
+    _class_folders(tmp_path)
+    decoded: list[str] = []
+    end = PngImagePlugin.PngImageFile.load_end
+
+    def counted(image: PngImagePlugin.PngImageFile) -> None:
+        decoded.append(str(image.filename))
+        end(image)
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load_end", counted)
+    _load(tmp_path, size)
+    assert len(decoded) == len(set(decoded)) == 10
+    decoded.clear()
+    (tmp_path / "cat" / "9.png").write_text("no image")
+    with pytest.raises(DataError, match=r"9\.png is no image"):
+        _load(tmp_path, size + 1)
+    assert not decoded
+
+
+@pytest.mark.parametrize("place", ["cat/patient", "train/cat"])
+def test_folders_in_class_folders_are_refused(tmp_path: Path, place: str) -> None:
+    """Folders of patients in a class, and splits of other names, are named as what they are."""
+    _class_folders(tmp_path)
+    if place == "train/cat":
+        (tmp_path / "cat").rename(tmp_path / "valid")
+    _picture(tmp_path / place / "0.png", 1)
+    with pytest.raises(DataError, match=rf"{place} is a folder within the class .*move them there"):
+        _load(tmp_path)
+
+
+def test_files_that_may_not_be_read_are_told_from_damaged_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the right to read is missing the error says so, and does not advise to remove the file."""
+    _class_folders(tmp_path)
+
+    def locked(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Image, "open", locked)
+    with pytest.raises(DataError, match=r"\.png cannot be read \(Permission denied\); give the user of this process the right"):
+        _load(tmp_path)
+
+
+def test_names_and_sizes_that_no_manifest_can_tell_are_refused(tmp_path: Path) -> None:
+    """A class or a folder whose name cannot be printed or is too long, and sides beyond 1,024 pixels, are refused on reading."""
+    for name in ("a\u00a0b", "c" * 129):
+        _class_folders(tmp_path / "odd class" / name[:1])
+        _picture(tmp_path / "odd class" / name[:1] / name / "0.png", 1)
+        with pytest.raises(DataError, match=r"class .*; a name has 1 to 128 printable characters; rename it"):
+            _load(tmp_path / "odd class" / name[:1])
+    _class_folders(tmp_path / ("d" * 128))
+    with pytest.raises(DataError, match=r"image set 'folder:d+'; a name has"):
+        _load(tmp_path / ("d" * 128))
+    _picture(tmp_path / "wide" / "cat" / "0.png", 1, size=(1025, 2))
+    _picture(tmp_path / "wide" / "cat" / "1.png", 1, size=(1025, 2))
+    with pytest.raises(DataError, match=r"1025 x 2 pixels; images have at most 1024 a side; set data\.size"):
+        _load(tmp_path / "wide")
+    assert _load(tmp_path / "wide", size=8).info.shape == (3, 8, 8)
 
 
 def test_isic_is_cropped_resized_and_labelled(tmp_path: Path) -> None:

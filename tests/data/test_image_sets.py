@@ -1,5 +1,7 @@
 """Labelled images as value objects, resizing and holding out."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -26,6 +28,13 @@ def test_subsets_keep_images_with_their_labels() -> None:
     assert images.of_label(0).images[:, 0, 0, 0].tolist() == [1, 3]
     assert len(images.subset([])) == len(images.of_label(7)) == 0
     assert images.to("cpu").labels.tolist() == [2, 0, 1, 0]
+
+
+def test_a_digest_is_of_shape_pixels_and_labels() -> None:
+    """The digest is the SHA-256 of the shape's text and the bytes of images and labels, also of a view and of nothing."""
+    for images in (_set([2, 0, 1]), _set([])):
+        parts = (repr(tuple(images.images.shape)).encode(), images.images.numpy().tobytes(), images.labels.numpy().tobytes())
+        assert images.digest() == hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def test_concatenation_keeps_the_order() -> None:

@@ -1,5 +1,7 @@
 """What an error tells the server: everything in a simulation; from a site with its own images no path and no file's name."""
 
+from pathlib import Path
+
 import pytest
 
 from clients.disclosure import ASIDE, reason_of
@@ -50,6 +52,21 @@ def test_a_file_name_in_any_sentence_silences_it(tmp_path):
     """A sentence that holds the name of one of the site's files is not told at all."""
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "anna-m.png").touch()
+    assert reason_of(ModuleError("anna-m.png; odd"), {"data": f"folder:{tmp_path}"}) == f"ModuleError; {ASIDE}"
+
+
+def test_a_folder_that_may_be_listed_only_leaks_nothing(tmp_path, monkeypatch):
+    """Where files may not even be looked at, the search for their names raises nothing that names one."""
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "anna-m.png").touch()
+
+    def locked(path, **how):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", locked)
+    error = DataError(f"{tmp_path}/cat/anna-m.png cannot be read (Permission denied); give the user of this process the right to")
+    told = reason_of(error, {"data": f"folder:{tmp_path}"})
+    assert told == f"give the user of this process the right to; {ASIDE}"
     assert reason_of(ModuleError("anna-m.png; odd"), {"data": f"folder:{tmp_path}"}) == f"ModuleError; {ASIDE}"
 
 

@@ -253,6 +253,9 @@ def test_arrays_are_images_as_well(folders, tmp_path):
         ({"data__classes": "one;tw\u202eo"}, r"'tw\u202eo' must be at most 128 printable characters"),
         ({"min_nodes": 4}, "min-nodes = 4: must be at most num-clients = 3"),
         ({"data__name": "digits", "data__server_test": "folder:/t"}, "data.server-test: only where nodes bring their own"),
+        ({"data__server_test": "/t"}, "data.server-test = '/t': must be folder: or npz: with an absolute path"),
+        ({"data__server_test": "folder:t"}, "data.server-test = 'folder:t': must be folder: or npz: with an absolute path"),
+        ({"data__server_test": "digits"}, "data.server-test = 'digits': must be folder: or npz: with an absolute path"),
     ],
     ids=str,
 )

@@ -6,7 +6,7 @@ import time
 
 import pytest
 from flwr.app import Message, RecordDict
-from local_grid import LocalGrid, tiny
+from local_grid import LocalGrid, error_reply, tiny
 from tampering import LIAR, at, claim, failing, lost
 
 from clients.client_app import app
@@ -30,7 +30,8 @@ class DyingGrid(LocalGrid):
 
     def pull_messages(self, message_ids):
         """Return one reply, or die."""
-        if self.on_the_way and self.on_the_way[0].metadata.message_type == self.kind:
+        next_one = self.on_the_way[0] if self.on_the_way and self.answered[0] in set(message_ids) else None
+        if next_one and next_one.metadata.message_type == self.kind:
             self.left -= 1
             if self.left < 0:
                 raise Killed
@@ -178,3 +179,49 @@ def test_replies_that_wait_while_others_are_verified_are_taken():
     messages = [Message(RecordDict(), dst_node_id=node, message_type="query.introduce") for node in grid.contexts]
     replies = ArrivalGrid(grid, take, lambda nodes: None).send_and_receive(messages, timeout=0.2)
     assert len(replies) == 3 and taken == replies
+
+
+def test_a_reply_is_of_the_node_that_was_asked():
+    """Whatever a reply says of who sent it and what it answers, it is taken for that of the node that was asked."""
+
+    def forged(partition, reply):
+        reply.metadata.__dict__.update(_src_node_id=7, _reply_to_message_id="message-1")
+        return reply
+
+    grid = LocalGrid(app, 3, tamper=forged)
+    messages = [Message(RecordDict(), dst_node_id=node, message_type="query.introduce") for node in grid.contexts]
+    replies = ArrivalGrid(grid).send_and_receive(messages, timeout=60)
+    assert sorted(reply.metadata.src_node_id for reply in replies) == sorted(grid.contexts)
+
+
+def test_flowers_own_word_on_a_node_is_its_reason(tmp_path):
+    """Where Flower says in a node's place why there is no reply, that is why the node is missing, and nothing else is."""
+
+    def gone(reply):
+        said = error_reply(reply, "Error: Node Unavailable")
+        said.metadata.__dict__["_src_node_id"] = 1  # the SuperLink's
+        return said
+
+    metrics = run(LocalGrid(app, 5, tamper=at("train", gone)), tiny(tmp_path)).read_json("metrics.json")
+    assert metrics["missing"] == [{"partition": LIAR, "reason": "Error: Node Unavailable"}]
+
+
+class MangledGrid(LocalGrid):
+    """A grid at which one node's modules come in bytes that are not what they say they are."""
+
+    def pull_messages(self, message_ids):
+        """Return one reply, or raise as Flower does where it cannot be unpacked."""
+        found = super().pull_messages(message_ids)
+        for reply in found:
+            node = self.contexts[reply.metadata.src_node_id].node_config
+            if (node["partition-id"], reply.metadata.message_type) == (LIAR, "train"):
+                raise ValueError("Expecting value: line 1 column 1 (char 0)")
+        return found
+
+
+def test_a_reply_that_cannot_be_unpacked_is_one_nodes_fault(tmp_path):
+    """The node is missing with that reason; what the others sent is kept, and the run goes on with it."""
+    directory = run(MangledGrid(app, 5), tiny(tmp_path))
+    metrics = directory.read_json("metrics.json")
+    assert metrics["missing"] == [{"partition": LIAR, "reason": "its reply cannot be read (ValueError)"}]
+    assert len(list((directory.path / "modules").glob("*.safetensors"))) == 8 and "student" in metrics["results"]

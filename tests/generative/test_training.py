@@ -229,25 +229,6 @@ def test_a_resumed_fit_equals_an_unbroken_one(tmp_path: Path, at: int, ema: floa
     assert list(path.parent.iterdir()) == []
 
 
-def test_a_finished_fit_is_there_at_once(tmp_path: Path) -> None:
-    """From a checkpoint that was kept at the end the same fit takes no step, and returns the same bytes."""
-    held, path = _images(0.3, 8), tmp_path / "fit.safetensors"
-    whole, best = _train(held, checkpoint=path, keep_checkpoint=True)
-    Brightness.shown.clear()
-    again, same = _train(held, checkpoint=path)
-    assert len(Brightness.shown) == 1  # the held-out images
-    assert _bytes(same) == _bytes(best) and (again.step, again.best_step) == (whole.step, whole.best_step)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_finished_fit_needs_no_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Where the checkpoint of a finished fit cannot be written the fit is there all the same, and the log says so."""
-    (tmp_path / "file").touch()
-    with caplog.at_level("WARNING", logger="flwr"):
-        trained, _ = _train(checkpoint=tmp_path / "file" / "fit", keep_checkpoint=True)
-    assert trained.step == SPEC.steps and "a finished fit's checkpoint is left out" in caplog.text
-
-
 def test_checkpoints_are_as_far_apart_as_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A checkpoint is written when the seconds between two have passed, not at every step."""
     monkeypatch.setattr(training, "time", Clock())

@@ -3,6 +3,9 @@
 from itertools import permutations
 from pathlib import Path
 
+import pytest
+
+from ff_flower.errors import RunError
 from ff_flower.metrics import Ledger, Transfer
 
 TRANSFERS = (
@@ -45,6 +48,14 @@ def test_the_file_does_not_show_the_order_of_arrival(tmp_path: Path) -> None:
         written.add(path.read_bytes())
     assert len(written) == 1
     assert written.pop().count(b"\n") == len(TRANSFERS)
+
+
+@pytest.mark.parametrize("text", [b"{", b'{"of": "another kind"}', b"[]", b"\xff", b"[" * 100_000])
+def test_a_damaged_ledger_is_named_with_its_remedy(text: bytes, tmp_path: Path) -> None:
+    """A line that is no transfer ends the reading with the file's name and the way out."""
+    (tmp_path / "ledger.jsonl").write_bytes(text)
+    with pytest.raises(RunError, match=r"ledger\.jsonl: not as it was written .*; remove it"):
+        Ledger.read(tmp_path / "ledger.jsonl")
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:

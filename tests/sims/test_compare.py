@@ -136,10 +136,23 @@ def test_a_fresh_start_uses_nothing_of_an_earlier_run(tmp_path):
     drawn = {run_of: {file.stem for file in (run_of / "modules").glob("*.safetensors")} for run_of in (path, beside)}
     assert {folder.name for folder in samples.iterdir()} == drawn[path] | drawn[beside]
     before = (path / "classifiers/server.safetensors").read_bytes()
+    assert list((tmp_path / "cache" / "fits").glob("*")) == []
     start_afresh(spec)
     assert not path.exists() and {folder.name for folder in samples.iterdir()} == drawn[beside]
     start_afresh(spec)
     assert (run(LocalGrid(client_app, 5), spec).path / "classifiers/server.safetensors").read_bytes() == before
+
+
+def test_a_fresh_start_fits_again(tmp_path):
+    """What nodes keep of fits whose modules the server has, without having told them, goes with the run; other runs' stays."""
+    spec, other = (tiny(tmp_path, synthesis__site="server", seed=seed) for seed in (0, 1))
+    for one in (spec, other):
+        run(LocalGrid(client_app, 5), one)
+    kept = set((tmp_path / "cache" / "fits").glob("*.module"))
+    start_afresh(spec)
+    assert 0 < len(set((tmp_path / "cache" / "fits").glob("*.module"))) < len(kept)
+    start_afresh(other)
+    assert list((tmp_path / "cache" / "fits").glob("*")) == []
 
 
 def test_a_fresh_start_brings_nobody_back(tmp_path):

@@ -45,7 +45,7 @@ def test_a_home_that_there_is_not_is_refused(setting):
     assert machine.path_of("~/x") == Path.home() / "x"
 
 
-@pytest.mark.parametrize("key", ["exclude", "data.classes", "data.server-test"])
+@pytest.mark.parametrize("key", ["exclude", "data.classes"])
 @pytest.mark.parametrize("text", ["3", "007", "1e5", "true", "2024-01-01"])
 def test_text_is_taken_as_it_is_written(key, text):
     """A key that takes text takes what TOML reads as a number, a truth or a date, with quotes or without, as those characters."""

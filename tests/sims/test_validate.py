@@ -74,7 +74,7 @@ def test_what_cannot_be_scored_is_refused_with_the_reason(digits, tmp_path):
     (whole / "classifiers/centralized.safetensors").write_bytes(b"{}")
     asked["is no cnn of this run"] = validate(whole)
     (whole / "images.json").write_text(json.dumps({"sha256": "0" * 64}))
-    asked["are not those of this run"] = validate(whole)
+    asked["was made of other images"] = validate(whole)
     for reason, result in asked.items():
         assert result.exit_code == 2 and reason in result.output
 

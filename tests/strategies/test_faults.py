@@ -46,6 +46,12 @@ def sent_by(one, partition=LIAR):
     return edit
 
 
+def under_two_names(report, files):
+    """Send the first module's bytes for both labels, once under its own id and once under one that is nobody's."""
+    (first, second), data = report.modules, next(iter(files.values()))
+    return said(report, modules={first: next(iter(files)), second: "f" * 64}), {next(iter(files)): data, "f" * 64: data}
+
+
 NOTHING = FitReport(1, {}, {}, (), Interval(0, 0)).to_json()
 NODE_FAULTS = {
     "raises": (failing, "MemoryError: no memory left"),
@@ -60,6 +66,7 @@ NODE_FAULTS = {
         with_files(lambda report, files: (report, dict([*files.items()][:1]))),
         "report: it does not name the partition, and once each the files, it came with",
     ),
+    "sends one file under two names": (with_files(under_two_names), "report: one file came under two names"),
     "names a file twice": (
         with_files(lambda report, files: (said(report, modules=report.modules | {"77": next(iter(files))}), files)),
         "report: it does not name the partition, and once each the files, it came with",

@@ -180,7 +180,7 @@ def test_each_consensus_has_its_results_and_its_bytes(consensus, results, exchan
 def test_more_nodes_than_the_spec_has_are_refused(tmp_path):
     """A federation of another size than the spec's ends the run with the command that makes both equal."""
     with pytest.raises(RunError, match=r"6 SuperNodes are connected, num-clients is 5.*num-supernodes=5"):
-        run(LocalGrid(app, 6), tiny(tmp_path))
+        run(LocalGrid(app, 6), tiny(tmp_path, connect_timeout=0.3))
 
 
 def test_an_output_folder_that_cannot_be_written_is_named_first(tmp_path):

@@ -73,6 +73,20 @@ def test_only_a_simulation_has_registered_all_after_a_standstill(monkeypatch):
             wait_for_nodes(grid, 3, seconds=30)
 
 
+class RestartedGrid(LocalGrid):
+    """A grid that for half a second lists a node beside those that are there: it was killed, and came back under another id."""
+
+    def get_node_ids(self):
+        """Return the nodes that are listed."""
+        self.began = getattr(self, "began", time.monotonic())
+        return [*super().get_node_ids(), *[1] * (time.monotonic() < self.began + 0.5)]
+
+
+def test_a_node_that_was_started_again_is_counted_once():
+    """Of a SuperNode that was killed two ids are listed until Flower misses it, and the run waits for that."""
+    assert wait_for_nodes(RestartedGrid(app, 3), 3, seconds=30) == sorted(LocalGrid(app, 3).get_node_ids())
+
+
 @pytest.mark.parametrize(("present", "expected"), [(3, 5), (5, 3)])
 def test_another_number_of_nodes_is_refused_with_its_remedy(present, expected):
     """Fewer nodes than the spec has, or more, end the run with both numbers and the command that makes them equal."""

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
@@ -233,6 +234,32 @@ def test_each_kind_of_device_finds_its_own_samples(tmp_path: Path) -> None:
     assert drawn and on_cpu.path(LONG.module_id, 0) == SampleCache(tmp_path).path(LONG.module_id, 0)
     SampleCache(tmp_path).remove(LONG.module_id)
     assert not list(tmp_path.rglob("*.npy"))
+
+
+def test_each_number_of_threads_finds_its_own_samples(tmp_path: Path) -> None:
+    """What two threads draw is kept beside what one draws, since sums may round otherwise; removing a module removes both."""
+    one, two = SampleCache(tmp_path), SampleCache(tmp_path, torch.device("cpu"), threads=2)
+    one.fill([LONG], 0, NUMBERED, _numbered)
+    with pytest.raises(RunError, match="are not there"):
+        two.read(LONG, 0)
+    two.fill([LONG], 0, NUMBERED, _numbered)
+    assert torch.equal(one.read(LONG, 0), two.read(LONG, 0))
+    one.remove(LONG.module_id)
+    assert not list(tmp_path.rglob("*.npy"))
+
+
+def test_two_processes_may_remove_the_same_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another process deletes the files meanwhile, they are gone all the same."""
+    cache, remove = SampleCache(tmp_path), shutil.rmtree
+    cache.fill([LONG], 0, NUMBERED, _numbered)
+
+    def raced(folder: Path) -> None:
+        remove(folder)
+        raise FileNotFoundError(folder)
+
+    monkeypatch.setattr(shutil, "rmtree", raced)
+    cache.remove(LONG.module_id)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_without_locks_is_no_reason_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

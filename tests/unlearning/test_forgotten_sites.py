@@ -31,13 +31,18 @@ def sites(tmp_path):
 
 
 def test_a_named_site_is_forgotten(sites, tmp_path):
-    """Forgetting a site by its name leaves what a run makes that excludes it, and no more than its place in the list of sites."""
+    """Forgetting a site by its name leaves what a run makes that excludes it, and no more than its place in the list of sites.
+
+    Its certificate names what deployments keep elsewhere: classifiers that sites scored, and Flower's database.
+    """
     spec = tiny(tmp_path / "run", data__name="sites", num_clients=3, connect_timeout=0.3)
     path = sites(spec).path
     done = forget(path, ["south"], (), Work(sites))
     assert done.error == "" and {one.owner for one in modules_of(path).values()} == {"north", "west"}
     told = json.loads(done.certificates[0].read_text())
     assert told["proof"]["generative_modules_fitted"] == 0 and told["classes"]["names"] == ["one"]
+    reached = " ".join(told["out_of_reach"])
+    assert "classifiers fitted with them were sent to the nodes 0, 1, 2" in reached and "--database" in reached
     introduced = json.loads((path / "sites.json").read_text())["introductions"]
     assert [one["name"] for one in introduced] == ["north", "west"]
     scratch = sites(spec.model_copy(update={"out": str(tmp_path / "scratch"), "exclude": "south"}))
