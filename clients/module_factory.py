@@ -3,9 +3,7 @@
 import hashlib
 import json
 import logging
-import os
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +13,15 @@ from torch import Tensor
 from ff_flower.accelerator import peak_memory
 from ff_flower.config import ModuleSpec, RunSpec, TrainingSpec
 from ff_flower.environment import library_versions, source_digest
-from ff_flower.errors import ModuleError, VerificationError
+from ff_flower.errors import ModuleError
 from ff_flower.generative import FitOptions, GaussianMixtureModule, GenerativeModule, build_module
 from ff_flower.generative.base import ONE_IMAGE, Progress
-from ff_flower.registry import ModuleLimits, ModuleManifest, decode_module, encode_module, module_id
+from ff_flower.registry import ModuleLimits, ModuleManifest, encode_module, module_id
 from ff_flower.reports import NO_IMAGES, Declined, Fallback, FitReport, Interval
 from ff_flower.run_directory import cache_root, combined_digest, finished_fit
 from ff_flower.seeding import derive_seed
 
+from .finished_fits import Fit, find, keep
 from .site import Site
 
 logger = logging.getLogger("flwr")
@@ -36,9 +35,10 @@ def fit_modules(spec: RunSpec, site: Site, device: torch.device) -> tuple[FitRep
     tuple of FitReport and dict
         The account, and the module files by module_id. A class with fewer than ``module.min_images`` images, or whose fit
         fails, is declined with its reason; one with fewer than ``module.network_images`` may get a simpler kind. The files stay
-        in the node's cache until `drop_finished_fits`: a node that is interrupted, or replies too late, fits no class twice.
+        in the node's cache until `drop_finished_fits`: a node that is interrupted, or replies too late, fits no class twice,
+        and accounts for the seconds of fits that it finished before.
     """
-    began = time.time()
+    began, seconds = time.time(), 0.0
     files: dict[str, bytes] = {}
     modules: dict[str, str] = {}
     fallbacks: list[Fallback] = []
@@ -47,16 +47,18 @@ def fit_modules(spec: RunSpec, site: Site, device: torch.device) -> tuple[FitRep
     label_counts = {str(label): site.told(count) for label, count in enumerate(counts) if count}
     for label, count in ((int(label), counts[int(label)]) for label in label_counts):
         try:
-            data = fit_module(spec, site, label, device)
+            fit = fit_module(spec, site, label, device)
         except ModuleError as error:
             declined.append(Declined(label, str(error)))
             logger.warning("node %d: class %r declined: %s", site.partition, site.splits.info.classes[label], error)
             continue
-        modules[str(label)] = module_id(data)
-        files[modules[str(label)]] = data
+        modules[str(label)] = module_id(fit.data)
+        files[modules[str(label)]] = fit.data
+        seconds += fit.seconds
         if note := choose_kind(spec.module, site.kind, count, not _rounds(site))[1]:
             fallbacks.append(Fallback(label, note))
-    work, memory = Interval(began, time.time()), peak_memory(device)
+    ended = time.time()
+    work, memory = Interval(min(began, ended - seconds), ended), peak_memory(device)
     return FitReport(site.partition, label_counts, modules, tuple(declined), work, tuple(fallbacks), memory), files
 
 
@@ -73,8 +75,8 @@ def choose_kind(spec: ModuleSpec, kind: str, num_images: int, exact: bool = True
     return simple, f"{simple} in the place of {kind}: {images} module.network-images = {spec.network_images}"
 
 
-def fit_module(spec: RunSpec, site: Site, label: int, device: torch.device) -> bytes:
-    """Fit the module of one class, and return its file.
+def fit_module(spec: RunSpec, site: Site, label: int, device: torch.device) -> Fit:
+    """Fit the module of one class.
 
     A fit that was interrupted continues from its checkpoint; one that was finished, and whose file is still there, is done.
 
@@ -85,16 +87,17 @@ def fit_module(spec: RunSpec, site: Site, label: int, device: torch.device) -> b
     RunError
         When a checkpoint cannot be written.
     """
+    began = time.time()
     info, images = site.splits.info, site.own.of_label(label).images
     _check_count(site, len(images), spec.module)
     kind, note = choose_kind(spec.module, site.kind, len(images), not _rounds(site))
     module = build_module(spec.module, info.shape, device, kind)
     seed = derive_seed(spec.seed, "module", site.partition, label)
     checkpoint = _checkpoint(spec, site, module, images, label) if spec.module.checkpoint_seconds else None
-    fitted, limits = _fitted(spec, site, label, checkpoint), ModuleLimits.of_bytes(spec.trust.max_module_bytes)
-    if (data := _read(fitted, limits)) is not None:
+    place, limits = _place(spec, site, label, checkpoint), ModuleLimits.of_bytes(spec.trust.max_module_bytes)
+    if place is not None and (finished := find(place, limits)) is not None:
         logger.info("node %d: class %r is fitted already", site.partition, info.classes[label])
-        return data
+        return finished
     options = FitOptions(
         progress=_progress(site, info.classes[label]),
         holdout=spec.module.holdout,
@@ -123,9 +126,10 @@ def fit_module(spec: RunSpec, site: Site, label: int, device: torch.device) -> b
         licence=info.licence,
         note=note,
     )
-    data = encode_module(module.state(), manifest, limits)
-    _write(fitted, data)
-    return data
+    fit = Fit(encode_module(module.state(), manifest, limits), time.time() - began)
+    if place is not None:
+        keep(place, fit)
+    return fit
 
 
 def _rounds(site: Site) -> bool:
@@ -170,34 +174,13 @@ def _checkpoint(spec: RunSpec, site: Site, module: GenerativeModule[Any], images
     return cache_root(spec) / "fits" / f"{site.owner}+{label}+{key}.safetensors"
 
 
-def _fitted(spec: RunSpec, site: Site, label: int, checkpoint: Path | None) -> Path | None:
-    """Return where the file of a finished fit stays, by all that its manifest depends on too; None without checkpoints."""
-    if checkpoint is None:
+def _place(spec: RunSpec, site: Site, label: int, checkpoint: Path | None) -> Path | None:
+    """Return where the file of a finished fit is kept, by all that its manifest depends on too; None where none is.
+
+    None is without checkpoints, nor where the server alone synthesizes: it never tells its nodes that it has their modules.
+    """
+    if checkpoint is None or spec.synthesis.site == "server":
         return None
     info = site.splits.info
     told = [info.name, info.licence, info.classes[label], str(site.told(int((site.own.labels == label).sum())))]
     return finished_fit(spec, site.owner, label, combined_digest(checkpoint.stem, *told)[:32])
-
-
-def _read(path: Path | None, limits: ModuleLimits) -> bytes | None:
-    """Return the file of a finished fit; None where there is none, or none that is whole."""
-    if path is not None:
-        with suppress(OSError, VerificationError):
-            decode_module(data := path.read_bytes(), limits)
-            return data
-    return None
-
-
-def _write(path: Path | None, data: bytes) -> None:
-    """Keep the file of a finished fit, where that is possible."""
-    if path is None:
-        return
-    unfinished = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(data)
-        unfinished.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-        logger.warning("a finished fit is not kept: %s", error)

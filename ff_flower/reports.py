@@ -179,7 +179,7 @@ class Forgotten:
     samples : dict
         Files of cached samples that were deleted, by module id; of every module that was to be forgotten.
     fits : int
-        Unfinished fits that were deleted.
+        Files of fits that were deleted: unfinished ones, and what the server lacked.
     """
 
     partition: int

@@ -56,15 +56,15 @@ def run_path(spec: RunSpec) -> Path:
 
 
 def finished_fit(spec: RunSpec, owner: str, label: int | str, key: str) -> Path:
-    """Return where a node keeps the module file of a finished fit until the server has it.
+    """Return how the path begins at which a node keeps the module file of a finished fit until the server has it.
 
     Like an unfinished fit's its name says whose it is, by which it can be forgotten; then the run, then what else it depends on.
     """
-    return cache_root(spec) / "fits" / f"{owner}+{label}+{spec.fit_digest()[:16]}-{key}.module"
+    return cache_root(spec) / "fits" / f"{owner}+{label}+{spec.fit_digest()[:16]}-{key}"
 
 
 def drop_finished_fits(spec: RunSpec, owner: str = "*") -> None:
-    """Delete the files of an owner's finished fits of this run, or of all owners': the server has what it wants of them."""
+    """Delete what is kept of an owner's finished fits of this run, or of all owners': the server needs nothing more of them."""
     every = finished_fit(spec, owner, "*", "*")
     for path in every.parent.glob(every.name):
         path.unlink(missing_ok=True)

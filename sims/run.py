@@ -149,6 +149,7 @@ def start_afresh(spec: RunSpec) -> None:
 
     path = run_path(spec)
     if not path.is_dir():
+        drop_finished_fits(spec)
         return
     if forgotten := Tombstone.read(path).exclusion:
         remedy = "take another folder by out or FF_RUNS"

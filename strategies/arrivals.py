@@ -1,22 +1,26 @@
 """Replies are taken one by one when they arrive: who is killed while others still work loses nothing that was there.
 
-A reply is of the node that was asked, whatever it says of itself: Flower hands over the metadata that a node wrote, and its own
-messages about nodes that are gone name nobody.
+A reply is of the node that was asked, whatever it says of its sender: Flower hands over the metadata that a node wrote, and its
+own messages about nodes that are gone name nobody. What answers no message that was sent is nobody's.
 """
 
+import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.superlink.grid import InMemoryGrid
 from google.protobuf.message import DecodeError
 
+from ff_flower.reports import plain_text
+
+logger = logging.getLogger("flwr")
+
 PULL_SECONDS = 1.0
 QUIET_SECONDS = 60.0
-UNREADABLE = 2  # code of an error reply
 # What Flower raises where a reply's bytes are not those of the objects that they say they are.
 MALFORMED = (ArithmeticError, AttributeError, DecodeError, LookupError, RecursionError, TypeError, ValueError)
 
@@ -93,7 +97,7 @@ class ArrivalGrid(Grid):
         -------
         list of Message
             All replies, in the order of arrival, each with the id of the node that was asked. A node that did not reply in time
-            has none; one whose reply cannot be read has an error.
+            has none.
         """
         sent = list(messages)
         pushed = set(self.push_messages(sent)) if sent else set()
@@ -105,8 +109,8 @@ class ArrivalGrid(Grid):
         replies: list[Message] = []
         heard = time.monotonic()
         while waiting:
-            before = len(replies)
-            for message_id, message in self._arrived(dict(waiting)):
+            before, sweep = len(replies), time.monotonic()
+            for message_id, message in self._arrived(list(waiting)):
                 if (node := waiting.pop(message_id, None)) is not None:
                     message.metadata.__dict__["_src_node_id"] = node
                     self.take(message)
@@ -119,29 +123,29 @@ class ArrivalGrid(Grid):
             if time.monotonic() - heard >= self.quiet_seconds:
                 self.wait(tuple(waiting.values()))
                 heard = time.monotonic()
-            time.sleep(pause)
+            time.sleep(max(pause, time.monotonic() - sweep))  # many nodes do not keep the SuperLink busy
         return replies
 
-    def _arrived(self, waiting: Mapping[str, int]) -> Iterator[tuple[str, Message]]:
+    def _arrived(self, waiting: Collection[str]) -> Iterator[tuple[str, Message]]:
         """Yield the replies that are there, each with the id of the message that it answers.
 
-        In a simulation they are objects of this process. Elsewhere they are pulled one by one, so that each is known to be of
-        the node that was asked, and one that cannot be read takes no other with it.
+        In a simulation they are objects of this process. Elsewhere they are pulled one by one: what cannot be read takes no other
+        with it, and the SuperLink then says of its sender, when it is asked again, that there is no reply any more. What comes
+        along without answering that message is left out; a node can send such, and cannot know the ids of others' messages.
         """
         if isinstance(self.grid, InMemoryGrid):
             for message in self.pull_messages(set(waiting)):
                 yield message.metadata.reply_to_message_id, message
             return
-        for message_id, node in waiting.items():
+        for message_id in waiting:
             try:
                 found = list(self.pull_messages([message_id]))
             except MALFORMED as error:
-                found = [_unreadable(node, f"its reply cannot be read ({type(error).__name__})")]
+                reason = f"{type(error).__name__}: {plain_text(str(error))}"
+                logger.warning("what a node sent cannot be read and is left out: %s", reason)
+                continue
             for message in found:
-                yield message_id, message
-
-
-def _unreadable(node: int, reason: str) -> Message:
-    """Return an error reply in the place of one that a node sent."""
-    asked = Message(RecordDict(), dst_node_id=node, message_type="query")
-    return Message(Error(code=UNREADABLE, reason=reason), reply_to=asked)
+                if message.metadata.reply_to_message_id == message_id:
+                    yield message_id, message
+                else:
+                    logger.warning("a message that answers none of the server's is left out")

@@ -16,7 +16,7 @@ from ff_flower.messages import count_modules, read_fit_reply, read_signatures, s
 from ff_flower.metrics import Ledger, Transfer
 from ff_flower.registry import Expectation, ModuleRegistry, RegisteredModule, SignaturePolicy, module_id
 from ff_flower.reports import NO_IMAGES, FitReport
-from ff_flower.run_directory import RunDirectory, modules_inputs
+from ff_flower.run_directory import RunDirectory, drop_finished_fits, modules_inputs
 from ff_flower.vetting import Vetting, open_module
 
 from .nodes import Failure
@@ -113,6 +113,7 @@ class Collection:
             seconds = report.work.ended - report.work.began
             outputs = [path, *(file for module in kept for file in module.files())]
             self.directory.finish(f"fit-{partition}", self.spec.fit_digest(), outputs, seconds)
+        drop_finished_fits(self.spec, self.owners[partition])  # a simulated node shares the cache; others drop theirs when told
         return []
 
     def modules_of(self, partition: int) -> list[RegisteredModule]:

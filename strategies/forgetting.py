@@ -65,7 +65,7 @@ def tell_nodes(grid: Grid, spec: RunSpec, directory: RunDirectory, roll: Roll | 
         except VerificationError as error:
             reasons.append(str(error))
             continue
-        confirmed[str(partition)] = {"sample_files": sum(account.samples.values()), "unfinished_fits": account.fits}
+        confirmed[str(partition)] = {"sample_files": sum(account.samples.values()), "fit_files": account.fits}
     logger.info(
         "forget: %d nodes confirm that they hold nothing of %d modules; %d were asked",
         len(confirmed),

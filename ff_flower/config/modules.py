@@ -285,7 +285,7 @@ class ModuleSpec(Spec):
         Longest training of one module: the schedule is shortened to fit; 0 sets no limit. What is learned in a given time
         differs from run to run, what is learned in given ``steps`` does not.
     checkpoint_seconds : float
-        Pause between the checkpoints from which an interrupted fit continues; 0 writes none.
+        Pause between the checkpoints from which an interrupted fit continues; 0 writes none, and keeps no finished fit either.
     compile_on_cpu : bool
         Whether the training of networks is compiled (``torch.compile``) on a CPU as it always is on a GPU. It needs a C++
         compiler and, the first time on a machine, up to minutes; then a step takes about seven tenths of the time.

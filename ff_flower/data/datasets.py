@@ -255,7 +255,7 @@ def _read(name: str, root: Path, size: int, download: bool) -> Source:
         source = readers[DATASETS[name].source if name in DATASETS else kind]()
     except PermissionError as error:
         raise DataError(
-            f"{error.filename} cannot be read ({error.strerror}); give the user of this process the right to"
+            f"{error.filename} cannot be read or written ({error.strerror}); give the user of this process the right to"
         ) from error
     return source.resized(size) if size else source
 

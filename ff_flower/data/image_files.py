@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import os
+import re
 import struct
 import tempfile
 import zipfile
@@ -27,6 +28,7 @@ ISIC_SIZE = 64  # pixels a side where data.size is 0
 _SPLITS = ("train", "val", "test")
 _ORIENTATION = 0x0112  # EXIF's tag
 _GREYSCALE = {"1", "L", "LA"}
+_DEEP = re.compile(r";16[BLN]")  # colours of 16 bits each, of which Pillow takes the upper 8
 _EIGHT_BITS = _GREYSCALE | {"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 
 
@@ -136,7 +138,7 @@ def _common_mode(files: Sequence[Path], size: int) -> str:
         try:
             with Image.open(file) as image:
                 mode, shape = image.mode, image.size if size else _upright(image)
-                deep = any(";16" in str(tile) for tile in image.tile)  # colours of 16 bits, of which Pillow takes the upper 8
+                deep = any(_DEEP.search(str(tile)) for tile in image.tile)
         except PermissionError:
             raise
         except _unreadable() as error:
@@ -173,7 +175,10 @@ def _upright(image: "Image.Image") -> tuple[int, int]:
 def _read_split(listing: dict[str, list[Path]], classes: list[str], mode: str, size: int) -> ImageSet:
     files = [(file, classes.index(label)) for label, paths in listing.items() for file in paths]
     with ThreadPoolExecutor() as pool:
-        pixels = np.stack(list(pool.map(lambda one: _read_file(one[0], mode, size), files)))  # (n, H, W) or (n, H, W, 3)
+        decoded = list(pool.map(lambda one: _read_file(one[0], mode, size), files))
+    if odd := next((file for (file, _), one in zip(files, decoded, strict=True) if one.shape != decoded[0].shape), None):
+        raise DataError(f"{odd} is turned by what stands behind its pixels; images of one set share one size; set data.size")
+    pixels = np.stack(decoded)  # (n, H, W) or (n, H, W, 3)
     images = pixels[:, None] if mode == "L" else pixels.transpose(0, 3, 1, 2).copy()
     return ImageSet(torch.from_numpy(images), torch.tensor([label for _, label in files]))
 

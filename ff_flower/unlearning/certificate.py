@@ -177,7 +177,7 @@ class Certificate:
         if sent := [str(one) for one in self.entry.before["sent_to"]]:
             sentences.append(
                 f"The ledger says that the module files were sent to the nodes {', '.join(sent)}. A node of this software keeps "
-                "no module file, and deletes cached samples when it is told to; what else somebody there copied is out of reach."
+                "none of them, and deletes cached samples when it is told to; what else somebody there copied is out of reach."
             )
         else:
             sentences.append("The ledger says that the module files were sent to no node.")
@@ -187,6 +187,9 @@ class Certificate:
                 "them. A node of this software keeps none; what else somebody there copied is out of reach."
             )
         if self.spec.data.elsewhere:
+            sentences.append(
+                "A site keeps the files of its own fits in its cache until it is told that the server has them, or forgets them."
+            )
             sentences.append(
                 "A SuperLink that was started with --database may keep bytes of deleted messages in that file: stop it, remove "
                 "the file, and register the sites' keys again."

@@ -27,7 +27,7 @@ def honour(directory: RunDirectory, spec: RunSpec, caches: Iterable[Path] = ()) 
     spec : RunSpec
         As it was asked for.
     caches : iterable of Path
-        Folders of shared samples and unfinished fits beside that of ``spec``.
+        Folders of shared samples and fits beside that of ``spec``.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def traces(run: Path, caches: Iterable[Path], exclusion: Exclusion, module_ids: 
     run : Path
         The run directory.
     caches : iterable of Path
-        Folders of shared samples and unfinished fits.
+        Folders of shared samples and fits.
     exclusion : Exclusion
         Who is forgotten.
     module_ids : collection of str
@@ -80,12 +80,12 @@ def traces(run: Path, caches: Iterable[Path], exclusion: Exclusion, module_ids: 
 
 
 def drop_copies(cache: Path, exclusion: Exclusion, module_ids: Collection[str]) -> tuple[dict[str, int], int]:
-    """Delete samples and shared files of forgotten modules, and unfinished fits of forgotten owners; a node does it when told.
+    """Delete samples and shared files of forgotten modules, and fits of forgotten owners; a node does it when told.
 
     Returns
     -------
     tuple of dict and int
-        Files of samples deleted by module id, and unfinished fits deleted.
+        Files of samples deleted by module id, and files of fits deleted: unfinished ones, and what the server lacks.
     """
     samples = {module_id: len(_files(cache / "samples" / module_id)) for module_id in sorted(module_ids)}
     for module_id in samples:

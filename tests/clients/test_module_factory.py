@@ -85,9 +85,9 @@ def test_an_interrupted_fit_continues_to_the_same_bytes(tmp_path, caplog):
         interrupted(spec, site, label, reports)
     (checkpoint,) = unfinished(spec)
     assert checkpoint.suffix == ".safetensors"
-    unbroken = fit_module(tiny(tmp_path / "whole", **NETWORK, module__checkpoint_seconds=0.0), site, label, CPU)
+    unbroken = fit_module(tiny(tmp_path / "whole", **NETWORK, module__checkpoint_seconds=0.0), site, label, CPU).data
     with caplog.at_level(logging.INFO, "flwr"):
-        assert fit_module(spec, site, label, CPU) == unbroken
+        assert fit_module(spec, site, label, CPU).data == unbroken
     assert "a fit continues at step 5 of 12" in caplog.text
     assert unfinished(spec) == [] and not (tmp_path / "whole" / "cache" / "fits").exists()
     assert decode_module(unbroken)[0].images_shown == 12 * 16
@@ -112,11 +112,13 @@ def test_finished_fits_stay_until_the_server_has_them(kind, tmp_path, caplog):
     spec = tiny(tmp_path, **{**NETWORK, "module__kind": kind})
     other = tiny(tmp_path, **{**NETWORK, "module__kind": kind}, classifier__steps=5)
     site = open_site(spec, NODE)
-    files = fit_modules(spec, site, CPU)[1]
+    report, files = fit_modules(spec, site, CPU)
     caplog.clear()
     with caplog.at_level(logging.INFO, "flwr"):
-        assert fit_modules(spec, site, CPU)[1] == files
-    assert "of its fit" not in caplog.text and caplog.text.count("is fitted already") == 2
+        again, same = fit_modules(spec, site, CPU)
+    assert same == files and "of its fit" not in caplog.text and caplog.text.count("is fitted already") == 2
+    took, told = (one.work.ended - one.work.began for one in (report, again))
+    assert told == pytest.approx(took, abs=0.5)
     fit_modules(other, site, CPU)
     assert len(finished(spec)) == 4
     drop_finished_fits(spec, "0")
@@ -129,6 +131,25 @@ def test_finished_fits_stay_until_the_server_has_them(kind, tmp_path, caplog):
     assert "of its fit" not in caplog.text
 
 
+def test_the_seconds_of_a_finished_fit_are_told(tmp_path):
+    """A node that sends what it fitted before accounts for the seconds of these fits, not for those of finding the files."""
+    spec = tiny(tmp_path)
+    site = open_site(spec, NODE)
+    fit_modules(spec, site, CPU)
+    for path in finished(spec):
+        path.rename(path.with_name(path.name.rpartition("-")[0] + "-100.5.module"))
+    work = fit_modules(spec, site, CPU)[0].work
+    assert work.ended - work.began == pytest.approx(201.0)
+
+
+def test_nothing_is_kept_that_nobody_would_delete(tmp_path):
+    """Where nodes are never told that the server has their modules, or write no checkpoints, they keep no files of fits."""
+    for changes in ({"synthesis__site": "server"}, {"module__checkpoint_seconds": 0.0}):
+        spec = tiny(tmp_path, **changes)
+        fit_modules(spec, open_site(spec, NODE), CPU)
+        assert finished(spec) == []
+
+
 @pytest.mark.parametrize("damage", [b"", b"no module", None])
 def test_a_finished_fit_that_is_not_whole_is_made_anew(damage, tmp_path):
     """A kept file that was damaged is left out, and where none can be written the fit is there all the same."""
@@ -137,24 +158,31 @@ def test_a_finished_fit_that_is_not_whole_is_made_anew(damage, tmp_path):
     label = int(site.own.labels[0])
     if damage is None:
         (cache_root(spec) / "fits").touch()
-    whole = fit_module(spec, site, label, CPU)
+    whole = fit_module(spec, site, label, CPU).data
     for path in finished(spec):
         path.write_bytes(damage)
-    assert fit_module(spec, site, label, CPU) == whole
+    assert fit_module(spec, site, label, CPU).data == whole
 
 
-def test_what_a_manifest_tells_besides_belongs_to_a_finished_fit(tmp_path):
-    """With a coarser number of images or another name of the class the module is another than the file that lies there."""
+@pytest.mark.parametrize("changed", ["granularity", "class", "set", "licence"])
+def test_what_a_manifest_tells_besides_belongs_to_a_finished_fit(changed, tmp_path):
+    """With a coarser number of images or other names a module is another than the file that lies there."""
     spec = tiny(tmp_path)
-    site = open_site(spec, NODE)
-    label = int(site.own.labels[0])
-    fit_module(spec, site, label, CPU)
-    info = site.splits.info
-    renamed = replace(info, classes=(*info.classes[:label], "other", *info.classes[label + 1 :]))
-    for changed in (replace(site, count_granularity=7), replace(site, splits=replace(site.splits, info=renamed))):
-        manifest = decode_module(fit_module(spec, changed, label, CPU))[0]
-        assert manifest.num_examples == changed.told(manifest.num_examples)
-        assert manifest.label_name == changed.splits.info.classes[label]
+    first = replace(open_site(spec, NODE), count_granularity=2)
+    label, info = int(first.own.labels[0]), first.splits.info
+    fit_module(spec, first, label, CPU)
+    other = {
+        "class": {"classes": (*info.classes[:label], "other", *info.classes[label + 1 :])},
+        "set": {"name": "other"},
+        "licence": {"licence": "other"},
+    }
+    site = replace(first, count_granularity=50)
+    if changed != "granularity":
+        site = replace(first, splits=replace(first.splits, info=replace(info, **other[changed])))
+    manifest = decode_module(fit_module(spec, site, label, CPU).data)[0]
+    told = (manifest.label_name, manifest.dataset, manifest.licence)
+    assert told == (site.splits.info.classes[label], site.splits.info.name, site.splits.info.licence)
+    assert manifest.num_examples % site.count_granularity == 0 and manifest.num_examples >= site.count_granularity
 
 
 def test_images_shown_do_not_tell_the_classes_size(tmp_path):
@@ -164,7 +192,7 @@ def test_images_shown_do_not_tell_the_classes_size(tmp_path):
         site = replace(open_site(spec, NODE), count_granularity=50)
         label = int(site.own.labels[0])
         for count in (64, 65):  # 12 steps of 16 images are three passes over 64
-            manifest = decode_module(fit_module(spec, of_one_class(site, label, count), label, CPU))[0]
+            manifest = decode_module(fit_module(spec, of_one_class(site, label, count), label, CPU).data)[0]
             assert manifest.num_examples == 50
             assert manifest.images_shown == 12 * 16 if kind == "edm" else manifest.images_shown % 50 == 0
 
@@ -176,7 +204,7 @@ def test_shapes_tell_a_rounded_size_roughly(granularity, same, tmp_path):
     site, shapes = replace(open_site(spec, NODE), count_granularity=granularity), []
     label = int(site.own.labels[0])
     for count in (20, 30):
-        state = decode_module(fit_module(spec, of_one_class(site, label, count), label, CPU))[1]
+        state = decode_module(fit_module(spec, of_one_class(site, label, count), label, CPU).data)[1]
         shapes.append({name: tensor.shape for name, tensor in state.items()})
     assert (shapes[0] == shapes[1]) is same
 
@@ -215,7 +243,7 @@ def test_a_checkpoint_of_another_fit_is_not_continued(change, tmp_path):
     interrupted(spec, site, label)
     lying = unfinished(spec)
     other, clean = (tiny(tmp_path / out, **NETWORK | change, module__checkpoint_seconds=1e-9) for out in ("broken", "clean"))
-    assert fit_module(other, site, label, CPU) == fit_module(clean, site, label, CPU)
+    assert fit_module(other, site, label, CPU).data == fit_module(clean, site, label, CPU).data
     assert unfinished(spec) == lying
 
 

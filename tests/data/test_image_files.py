@@ -215,7 +215,7 @@ def test_files_that_may_not_be_read_are_told_from_damaged_ones(tmp_path: Path, m
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Image, "open", locked)
-    with pytest.raises(DataError, match=r"\.png cannot be read \(Permission denied\); give the user of this process the right"):
+    with pytest.raises(DataError, match=r"\.png cannot be read or written \(Permission denied\); give the user of this process"):
         _load(tmp_path)
 
 

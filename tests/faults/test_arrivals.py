@@ -181,17 +181,36 @@ def test_replies_that_wait_while_others_are_verified_are_taken():
     assert len(replies) == 3 and taken == replies
 
 
-def test_a_reply_is_of_the_node_that_was_asked():
-    """Whatever a reply says of who sent it and what it answers, it is taken for that of the node that was asked."""
+@pytest.mark.parametrize(("forged", "taken"), [("_src_node_id", 3), ("_reply_to_message_id", 2)])
+def test_a_reply_is_of_the_node_that_was_asked(forged, taken):
+    """Whatever a reply says of its sender, it is the asked node's; one that says it answers another message is nobody's."""
 
-    def forged(partition, reply):
-        reply.metadata.__dict__.update(_src_node_id=7, _reply_to_message_id="message-1")
+    def forge(partition, reply):
+        if partition == 1:
+            reply.metadata.__dict__[forged] = {"_src_node_id": 7, "_reply_to_message_id": "message-1"}[forged]
         return reply
 
-    grid = LocalGrid(app, 3, tamper=forged)
+    grid = LocalGrid(app, 3, tamper=forge)
+    messages = [Message(RecordDict(), dst_node_id=node, message_type="query.introduce") for node in grid.contexts]
+    messages.sort(key=lambda message: grid.contexts[message.metadata.dst_node_id].node_config["partition-id"])
+    replies = ArrivalGrid(grid).send_and_receive(messages, timeout=0.5)
+    first, second, third = (message.metadata.dst_node_id for message in messages)
+    wanted = [first, second, third] if taken == 3 else [first, third]
+    assert sorted(reply.metadata.src_node_id for reply in replies) == sorted(wanted)
+
+
+def test_what_comes_along_is_nobodys():
+    """A message that answers none, which the SuperLink hands over with a reply, takes no node's place."""
+
+    class Crowded(LocalGrid):
+        def pull_messages(self, message_ids):
+            return [Message(RecordDict(), dst_node_id=1, message_type="query"), *super().pull_messages(message_ids)]
+
+    grid = Crowded(app, 3)
     messages = [Message(RecordDict(), dst_node_id=node, message_type="query.introduce") for node in grid.contexts]
     replies = ArrivalGrid(grid).send_and_receive(messages, timeout=60)
     assert sorted(reply.metadata.src_node_id for reply in replies) == sorted(grid.contexts)
+    assert all(reply.metadata.reply_to_message_id for reply in replies)
 
 
 def test_flowers_own_word_on_a_node_is_its_reason(tmp_path):
@@ -207,21 +226,43 @@ def test_flowers_own_word_on_a_node_is_its_reason(tmp_path):
 
 
 class MangledGrid(LocalGrid):
-    """A grid at which one node's modules come in bytes that are not what they say they are."""
+    """A grid at which one node's modules come in bytes that are not what they say they are, and are gone then, as in Flower."""
+
+    def __init__(self, num_nodes):
+        super().__init__(app, num_nodes)
+        self.gone = {}
 
     def pull_messages(self, message_ids):
         """Return one reply, or raise as Flower does where it cannot be unpacked."""
+        if known := self.gone.keys() & set(message_ids):
+            return [self.gone.pop(known.pop())]
         found = super().pull_messages(message_ids)
         for reply in found:
             node = self.contexts[reply.metadata.src_node_id].node_config
             if (node["partition-id"], reply.metadata.message_type) == (LIAR, "train"):
+                self.gone[reply.metadata.reply_to_message_id] = error_reply(reply, "Error: Message Unavailable")
                 raise ValueError("Expecting value: line 1 column 1 (char 0)")
         return found
 
 
-def test_a_reply_that_cannot_be_unpacked_is_one_nodes_fault(tmp_path):
-    """The node is missing with that reason; what the others sent is kept, and the run goes on with it."""
-    directory = run(MangledGrid(app, 5), tiny(tmp_path))
+def test_a_reply_that_cannot_be_unpacked_is_one_nodes_fault(tmp_path, caplog):
+    """The node is missing, and the log says why; what the others sent is kept, and the run goes on with it."""
+    with caplog.at_level(logging.WARNING, logger="flwr"):
+        directory = run(MangledGrid(5), tiny(tmp_path))
     metrics = directory.read_json("metrics.json")
-    assert metrics["missing"] == [{"partition": LIAR, "reason": "its reply cannot be read (ValueError)"}]
+    assert metrics["missing"] == [{"partition": LIAR, "reason": "Error: Message Unavailable"}]
+    assert "what a node sent cannot be read and is left out: ValueError: Expecting value" in caplog.text
     assert len(list((directory.path / "modules").glob("*.safetensors"))) == 8 and "student" in metrics["results"]
+
+
+def test_fits_whose_reply_was_lost_are_not_made_again(tmp_path, caplog):
+    """A node whose reply never arrived sends its modules at once when it is asked again, at the seconds that they took."""
+    first = run(LocalGrid(app, 5, tamper=at("train", lost)), tiny(tmp_path))
+    kept = sorted((tmp_path / "cache" / "fits").iterdir())
+    assert len(kept) == 2 and all(path.name.startswith(f"{LIAR}+") for path in kept)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="flwr"):
+        again = run(LocalGrid(app, 5), tiny(tmp_path))
+    assert caplog.text.count("is fitted already") == 2 and "of its fit" not in caplog.text
+    assert contents(again.path)[:3] == contents(run(LocalGrid(app, 5), tiny(tmp_path / "whole")).path)[:3]
+    assert first.path == again.path and list((tmp_path / "cache" / "fits").iterdir()) == []

@@ -1,11 +1,13 @@
 """What a comparison runs, what it leaves out, and the picture of a run's samples."""
 
 import json
+import shutil
 from functools import cache
 
 import pytest
 from local_grid import LocalGrid, tiny
 from PIL import Image
+from tampering import at, lost
 from typer.testing import CliRunner
 
 from clients.client_app import app as client_app
@@ -143,16 +145,18 @@ def test_a_fresh_start_uses_nothing_of_an_earlier_run(tmp_path):
     assert (run(LocalGrid(client_app, 5), spec).path / "classifiers/server.safetensors").read_bytes() == before
 
 
-def test_a_fresh_start_fits_again(tmp_path):
-    """What nodes keep of fits whose modules the server has, without having told them, goes with the run; other runs' stays."""
-    spec, other = (tiny(tmp_path, synthesis__site="server", seed=seed) for seed in (0, 1))
-    for one in (spec, other):
-        run(LocalGrid(client_app, 5), one)
-    kept = set((tmp_path / "cache" / "fits").glob("*.module"))
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_fresh_start_fits_again(by_hand, tmp_path):
+    """What nodes keep of fits that the server lacks goes with the run, even where its directory is gone; other runs' stays."""
+    spec, other = (tiny(tmp_path, seed=seed) for seed in (0, 1))
+    paths = [run(LocalGrid(client_app, 5, tamper=at("train", lost)), one).path for one in (spec, other)]
+    assert len(list((tmp_path / "cache" / "fits").iterdir())) == 4
+    if by_hand:
+        shutil.rmtree(paths[0])
     start_afresh(spec)
-    assert 0 < len(set((tmp_path / "cache" / "fits").glob("*.module"))) < len(kept)
+    assert len(list((tmp_path / "cache" / "fits").iterdir())) == 2
     start_afresh(other)
-    assert list((tmp_path / "cache" / "fits").glob("*")) == []
+    assert list((tmp_path / "cache" / "fits").iterdir()) == []
 
 
 def test_a_fresh_start_brings_nobody_back(tmp_path):

@@ -262,25 +262,32 @@ def test_two_processes_may_remove_the_same_module(tmp_path: Path, monkeypatch: p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_without_locks_is_no_reason_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the file system has no locks samples are drawn without one; any other error still ends it."""
-
-    def locking(self: object, *args: object, **kwargs: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(FileLock, "acquire", locking)
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError()], ids=repr)
+def test_a_disk_without_locks_is_no_reason_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Where the file system has no locks samples are drawn without one."""
+    monkeypatch.setattr(FileLock, "acquire", _raising(error))
     cache = SampleCache(tmp_path)
     cache.fill([LONG], 0, NUMBERED, _numbered)
     assert len(cache.read(LONG, 0)) == LONG.count
 
 
+def test_a_lock_that_cannot_be_made_for_another_reason_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a lock cannot be made since the disk is full, nothing is drawn, and the error names the file and the way out."""
+    monkeypatch.setattr(FileLock, "acquire", _raising(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(RunError, match=r"0\.npy: cannot be written \(No space left on device\); free some space"):
+        SampleCache(tmp_path).fill([LONG], 0, NUMBERED, _numbered)
+
+
+def _raising(error: Exception) -> Callable[..., None]:
+    def acquire(self: object, *args: object, **kwargs: object) -> None:
+        raise error
+
+    return acquire
+
+
 def test_without_locks_processes_do_not_disturb_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three that draw the same samples at once on a disk without locks each write them whole, and nothing else stays."""
-
-    def locking(self: object, *args: object, **kwargs: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(FileLock, "acquire", locking)
+    monkeypatch.setattr(FileLock, "acquire", _raising(OSError(errno.ENOLCK, "No locks available")))
     together = Barrier(3)
 
     def draw(module_id: str, start: int, stop: int) -> Tensor:
