@@ -51,8 +51,7 @@ class LocalGrid(Grid):
         self.app, self.tamper = client_app, tamper
         self.asked: list[tuple[str, int]] = []
         self.fitted: list[int] = []
-        self.on_the_way: list[Message] = []
-        self.answered: list[str] = []
+        self.on_the_way: list[tuple[str, Message]] = []  # replies, each with the id of the message that it answers
         self.sent = 0
         ids = self.random.sample(range(1000, 9999), num_nodes)
         self.contexts = {
@@ -98,17 +97,14 @@ class LocalGrid(Grid):
             if reply is not None:
                 replies.append((message.metadata.message_id, reply))
         self.random.shuffle(replies)
-        answered = [message_id for message_id, _ in replies]
-        self.answered += answered
-        self.on_the_way += [reply for _, reply in replies]
-        return answered
+        self.on_the_way += replies
+        return [message_id for message_id, _ in replies]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the reply that arrives next, if it is one to these messages: replies arrive in random order."""
-        if not self.on_the_way or self.answered[0] not in set(message_ids):
+        if not self.on_the_way or self.on_the_way[0][0] not in set(message_ids):
             return []
-        self.answered.pop(0)
-        return [self.on_the_way.pop(0)]
+        return [self.on_the_way.pop(0)[1]]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Hand every message to its node and return the replies in random order."""

@@ -51,6 +51,11 @@ def is_place(location: str) -> bool:
     return bool(colon) and kind in KINDS_OF_PLACES and path_of(path).is_absolute()
 
 
+def is_name(text: str) -> bool:
+    """Tell whether a manifest can name a class or an image set so: printable, and not too long in Unicode's NFC form."""
+    return text.isprintable() and 1 <= len(unicodedata.normalize("NFC", text)) <= LONGEST_NAME
+
+
 def site_name(text: str) -> str:
     """Return the name by which a site's modules are owned: spaces become hyphens, anything else must fit a manifest.
 
@@ -96,7 +101,7 @@ def class_names(text: str) -> tuple[str, ...]:
         If a name stands there twice, or cannot be that of a class in a module's manifest.
     """
     names = tuple(filter(None, (unicodedata.normalize("NFC", name.strip()) for name in text.split(";"))))
-    if wrong := [name for name in names if len(name) > LONGEST_NAME or not name.isprintable()]:
+    if wrong := [name for name in names if not is_name(name)]:
         raise ConfigError(
             f"data.classes: {wrong[0][:80]!r} must be at most {LONGEST_NAME} printable characters; rename the class"
         )

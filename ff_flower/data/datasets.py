@@ -6,7 +6,6 @@ images by the run's seed; both class by class.
 
 import hashlib
 import os
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..config import LARGEST_SIDE, LONGEST_NAME, DataSpec, unknown_name
+from ..config import LARGEST_SIDE, LONGEST_NAME, DataSpec, is_name, unknown_name
 from ..errors import ConfigError, DataError
 from ..machine import path_of
 from ..seeding import numpy_generator
@@ -277,7 +276,7 @@ def _described(name: str, source: Source) -> DatasetInfo:
 def _check_told(info: DatasetInfo) -> None:
     """Refuse what no module's manifest can tell of (DataError)."""
     for what, name in (("image set", info.name), *(("class", one) for one in info.classes)):
-        if not name.isprintable() or not 1 <= len(unicodedata.normalize("NFC", name)) <= LONGEST_NAME:
+        if not is_name(name):
             raise DataError(f"{what} {name[:LONGEST_NAME]!r}; a name has 1 to {LONGEST_NAME} printable characters; rename it")
     height, width = info.shape[1:]
     if max(height, width) > LARGEST_SIDE:

@@ -30,8 +30,8 @@ class DyingGrid(LocalGrid):
 
     def pull_messages(self, message_ids):
         """Return one reply, or die."""
-        next_one = self.on_the_way[0] if self.on_the_way and self.answered[0] in set(message_ids) else None
-        if next_one and next_one.metadata.message_type == self.kind:
+        asked, reply = self.on_the_way[0] if self.on_the_way else ("", None)
+        if reply and asked in set(message_ids) and reply.metadata.message_type == self.kind:
             self.left -= 1
             if self.left < 0:
                 raise Killed
