@@ -1,12 +1,12 @@
 """Files of finished fits, which a node keeps until the server has them: it fits no class twice."""
 
 import logging
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ff_flower.errors import VerificationError
+from ff_flower.machine import whole_file
 from ff_flower.registry import ModuleLimits, decode_module
 
 logger = logging.getLogger("flwr")
@@ -41,12 +41,8 @@ def find(place: Path, limits: ModuleLimits) -> Fit | None:
 def keep(place: Path, fit: Fit) -> None:
     """Write the file of a fit to ``place``, whole or not at all; where it cannot be written the log says so."""
     path = place.with_name(f"{place.name}-{fit.seconds:.1f}.module")
-    unfinished = path.with_suffix(f".{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(fit.data)
-        unfinished.replace(path)
+        with whole_file(path) as unfinished:
+            unfinished.write_bytes(fit.data)
     except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
         logger.warning("a finished fit is not kept: %s", error)

@@ -9,12 +9,10 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .config import OWNER
 from .errors import ConfigError, VerificationError
-from .registry.manifest import Channels, Name, Side
+from .registry.manifest import Channels, Name, Owner, Side
 
 PIXELS = (0, 255)
-Owner = Annotated[str, Field(pattern=f"^{OWNER.pattern}$")]
 Shape = tuple[Channels, Side, Side]
 
 

@@ -1,7 +1,6 @@
 """Pictures of a run: sample grids, and who holds what."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Give the name under which a picture is drawn until it is whole: one that is there is not drawn again."""
-    unfinished = path.with_name(path.name + ".part")
-    try:
-        yield unfinished
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+from .machine import whole_file
 
 
 def sample_grid(images: Tensor, path: Path, columns: int = 8, shortest: int = 32) -> None:
@@ -45,7 +35,7 @@ def sample_grid(images: Tensor, path: Path, columns: int = 8, shortest: int = 32
     rows = [torch.cat(list(row), dim=2) for row in torch.split(padded, columns)]
     pixels = torch.cat(rows, dim=1).permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
-    with _whole(path) as unfinished:
+    with whole_file(path) as unfinished:
         picture.save(unfinished, format="PNG")
 
 
@@ -62,5 +52,5 @@ def label_distribution_figure(counts: np.ndarray, classes: Sequence[str], path: 
     axes.set_xlabel("class")
     axes.set_ylabel("node")
     figure.colorbar(image, ax=axes, label="training images")
-    with _whole(path) as unfinished:
+    with whole_file(path) as unfinished:
         figure.savefig(unfinished, dpi=100, format="png")

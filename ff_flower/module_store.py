@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from .errors import RunError, VerificationError
+from .machine import whole_file
 from .registry import module_id
 
 REMEDY = 'send the files in the messages: transport = "inline"'
@@ -44,7 +45,7 @@ class ModuleStore:
         self.folder = folder
 
     def put(self, data: bytes) -> str:
-        """Keep a file, whole or not at all, in the place of a damaged one of its name; return its module_id.
+        """Keep a file, in the place of whatever else has its name; return its module_id.
 
         Raises
         ------
@@ -57,17 +58,18 @@ class ModuleStore:
         name = module_id(data)
         if self.holds(name, len(data)):
             return name
-        unfinished = self.folder / f".{name}.{secrets.token_hex(4)}.part"
+        path = self._path(name)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            unfinished.write_bytes(data)  # readable for whom the folder's umask says: sites may be other users
-            _put_in_place(unfinished, self._path(name))
+            with whole_file(path) as unfinished:
+                unfinished.write_bytes(data)  # readable for whom the folder's umask says: sites may be other users
+                if path.is_dir() and not path.is_symlink():
+                    path.rename(path.with_name(f".{path.stem}.{secrets.token_hex(4)}.aside"))
         except OSError as error:
+            if error.filename2 is not None and os.path.lexists(path):  # a name was to be given or taken
+                found = f"what stands in the place of module {name[:12]} in the shared store cannot be replaced"
+                raise VerificationError("store", f"{found} ({error.strerror}); {REMEDY}") from error
             reason = error.strerror or error
-            raise RunError(f"{self._path(name)}: cannot be written ({reason}); free some space, or {REMEDY}") from error
-        finally:
-            with suppress(OSError):
-                unfinished.unlink(missing_ok=True)
+            raise RunError(f"{path}: cannot be written ({reason}); free some space, or {REMEDY}") from error
         return name
 
     def get(self, name: str, max_bytes: int) -> bytes:
@@ -95,7 +97,7 @@ class ModuleStore:
                 "store", f"module {name[:12]} is not in the shared store ({error.strerror}); {REMEDY}"
             ) from error
         if data is None:
-            raise VerificationError("size", f"module {name[:12]} in the store has over {max_bytes} bytes, which are not read")
+            raise VerificationError("size", f"module {name[:12]} in the store has over {max_bytes} bytes; {REMEDY}")
         if (found := module_id(data)) != name:
             raise VerificationError("digest", f"module {name[:12]} in the store hashes to {found[:12]}; {REMEDY}")
         return data
@@ -161,19 +163,6 @@ class StoredFiles(Mapping[str, bytes]):
 
     def __len__(self) -> int:
         return len(self.names)
-
-
-def _put_in_place(unfinished: Path, path: Path) -> None:
-    """Give a file its name; a folder that somebody made there is moved aside."""
-    try:
-        if path.is_dir() and not path.is_symlink():
-            path.rename(path.with_name(f".{path.stem}.{secrets.token_hex(4)}.aside"))
-        unfinished.replace(path)
-    except OSError as error:
-        if not os.path.lexists(path):
-            raise
-        found = f"what stands in the place of module {path.stem[:12]} in the shared store cannot be replaced ({error.strerror})"
-        raise VerificationError("store", f"{found}; {REMEDY}") from error
 
 
 def _read_plain(path: Path, limit: int) -> bytes | None:

@@ -25,14 +25,14 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from .config import RunSpec, Scalar
 from .environment import describe_environment
 from .errors import RunError
-from .machine import NO_LOCKS, path_of
+from .machine import NO_LOCKS, UNFINISHED, path_of, whole_file
 
 FORMAT_VERSION = 1
 _RECEIPT: Mapping[str, type | tuple[type, ...]] = {"inputs": str, "outputs": dict, "seconds": (int, float)}
@@ -160,18 +160,8 @@ class RunDirectory:
     def write(self, name: str, data: bytes, *, durable: bool = False) -> Path:
         """Write ``data`` to ``name``, whole or not at all; ``durable`` waits until a loss of power cannot undo it."""
         path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + ".part")
-        try:
+        with whole_file(path, durable=durable) as unfinished:
             unfinished.write_bytes(data)
-            if durable:
-                with unfinished.open("rb") as file:
-                    os.fsync(file.fileno())
-            unfinished.replace(path)
-            if durable:
-                _sync_folder(path.parent)
-        finally:
-            unfinished.unlink(missing_ok=True)
         return path
 
     def write_json(self, name: str, value: Any, *, durable: bool = False) -> Path:
@@ -217,7 +207,7 @@ class RunDirectory:
         """Return every whole file of the run but those that are rewritten when it is opened, and what was refused."""
         aside = {"spec.json", "environment.json", "receipts.json", "forgotten.json", "progress.json"}
         files = [path for path in sorted(self.path.rglob("*")) if path.is_file() and path.name not in aside]
-        whole = [path for path in files if path.suffix != ".part"]
+        whole = [path for path in files if path.suffix != UNFINISHED]
         return [path for path in whole if not {"quarantine", "certificates"} & set(path.relative_to(self.path).parts)]
 
     def receipts(self) -> Mapping[str, Mapping[str, Any]]:
@@ -286,14 +276,6 @@ def file_digest(path: Path) -> str | None:
         return None
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on disk, where the file system can say so: what is written is written."""
-    handle = os.open(folder, os.O_RDONLY)
-    with suppress(OSError):
-        os.fsync(handle)
-    os.close(handle)
 
 
 @contextmanager

@@ -59,6 +59,7 @@ def draw_grid(images: Tensor, picture: Path, columns: int = 8) -> None:
         Where the file cannot be written.
     """
     try:
+        picture.parent.stat()  # a folder that is not there is a mistake, and not made
         sample_grid(images, picture, columns)
     except OSError as error:
         reason = error.strerror or error

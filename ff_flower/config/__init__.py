@@ -32,7 +32,7 @@ from .run import (
     from_run_config,
     spec_digest,
 )
-from .sites import LONGEST_NAME, OWN, OWNER, ManifestSpec, SitePlace, class_names, is_name, site_name, site_places
+from .sites import LONGEST_NAME, OWN, OWNER, ManifestSpec, SitePlace, class_names, is_name, normal_form, site_name, site_places
 from .trust import MAX_MODULE_MB, TrustSpec
 
 __all__ = [
@@ -70,6 +70,7 @@ __all__ = [
     "class_names",
     "from_run_config",
     "is_name",
+    "normal_form",
     "site_name",
     "site_places",
     "spec_digest",

@@ -10,7 +10,7 @@ from ..machine import path_of
 from .base import Count, Spec
 
 OWN: Final = "sites"  # the value of data.name with which every node brings its own images
-OWNER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
+OWNER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")  # what a module's owner may be called
 LONGEST_NAME = 128  # characters of the name of a class or of an image set in a manifest
 KINDS_OF_PLACES = ("folder", "npz")
 
@@ -51,9 +51,14 @@ def is_place(location: str) -> bool:
     return bool(colon) and kind in KINDS_OF_PLACES and path_of(path).is_absolute()
 
 
+def normal_form(text: str) -> str:
+    """Return the one spelling of a text in which names are compared and manifests are written, Unicode's NFC."""
+    return unicodedata.normalize("NFC", text)
+
+
 def is_name(text: str) -> bool:
-    """Tell whether a manifest can name a class or an image set so: printable, and not too long in Unicode's NFC form."""
-    return text.isprintable() and 1 <= len(unicodedata.normalize("NFC", text)) <= LONGEST_NAME
+    """Tell whether a manifest can name a class or an image set so: printable, and not too long in its `normal_form`."""
+    return text.isprintable() and 1 <= len(normal_form(text)) <= LONGEST_NAME
 
 
 def site_name(text: str) -> str:
@@ -64,7 +69,7 @@ def site_name(text: str) -> str:
     ConfigError
         If the name does not fit.
     """
-    name = re.sub(r"\s+", "-", unicodedata.normalize("NFC", text).strip())
+    name = re.sub(r"\s+", "-", normal_form(text).strip())
     if not OWNER.fullmatch(name):
         raise ConfigError(
             f"name {text[:80]!r} of a site: must be 1 to 64 of A-Z a-z 0-9 . _ - and spaces, no dot in front; choose another"
@@ -100,7 +105,7 @@ def class_names(text: str) -> tuple[str, ...]:
     ConfigError
         If a name stands there twice, or cannot be that of a class in a module's manifest.
     """
-    names = tuple(filter(None, (unicodedata.normalize("NFC", name.strip()) for name in text.split(";"))))
+    names = tuple(filter(None, (normal_form(name.strip()) for name in text.split(";"))))
     if wrong := [name for name in names if not is_name(name)]:
         raise ConfigError(
             f"data.classes: {wrong[0][:80]!r} must be at most {LONGEST_NAME} printable characters; rename the class"

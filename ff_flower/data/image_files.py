@@ -2,10 +2,10 @@
 
 import csv
 import hashlib
+import logging
 import os
 import re
 import struct
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -18,10 +18,13 @@ import torch
 from filelock import FileLock
 
 from ..errors import DataError
+from ..machine import whole_file
 from .image_sets import ImageSet, Source, empty_like
 
 if TYPE_CHECKING:
     from PIL import Image
+
+logger = logging.getLogger("flwr")
 
 ISIC_CODES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")  # columns of the official CSV, in its order
 ISIC_SIZE = 64  # pixels a side where data.size is 0
@@ -248,6 +251,9 @@ def _kept_images(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def _keep_images(path: Path, images: np.ndarray) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        np.savez(Path(folder, path.name), images=images)
-        Path(folder, path.name).replace(path)
+    """Leave resized images to later runs; where they cannot be written the log says so, and each resizes them anew."""
+    try:
+        with whole_file(path) as unfinished, unfinished.open("wb") as file:
+            np.savez(file, images=images)
+    except OSError as error:
+        logger.warning("resized images are not kept, so every run makes them anew: %s: %s", path, error.strerror or error)

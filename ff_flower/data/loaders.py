@@ -157,6 +157,11 @@ def _image_set(path: Path, split: str, arrays: dict[str, np.ndarray], findings: 
             f"{path}: {split}_images is {images.dtype} of shape {images.shape}; images are uint8 in [0, 255] of shape (n, H, W) "
             "or (n, H, W, C) with C = 1 or 3; convert them and save again"
         )
+    if len(images) and images.max() == 1:
+        raise DataError(
+            f"{path}: {split}_images holds nothing above 1; images are uint8 in [0, 255], and these are on the scale of 0 to 1; "
+            "multiply them by 255 before they become whole numbers, and save again"
+        )
     wanted = [(len(images), findings)] if findings else [(len(images),), (len(images), 1)]
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape not in wanted:
         raise DataError(

@@ -1,12 +1,11 @@
 """Images that sites and the server bring themselves: read, split, and given the labels of the run's table."""
 
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from ..config import OWN, DataSpec
+from ..config import OWN, DataSpec, normal_form
 from ..errors import DataError
 from ..machine import path_of
 from .datasets import DatasetInfo, Splits, read_source, split_source, with_augmentation
@@ -64,7 +63,7 @@ def class_counts(splits: Splits) -> dict[str, int]:
         If two classes differ only in how their names are encoded.
     """
     counts = torch.bincount(splits.train.labels, minlength=splits.num_classes).tolist()
-    names = [_normal(name) for name, count in zip(splits.info.classes, counts, strict=True) if count]
+    names = [normal_form(name) for name, count in zip(splits.info.classes, counts, strict=True) if count]
     if len(set(names)) < len(names):
         raise DataError("two classes have names that Unicode holds equal; every class has one name; join or rename them")
     return dict(zip(names, (count for count in counts if count), strict=True))
@@ -103,7 +102,7 @@ def server_splits(spec: DataSpec, info: DatasetInfo) -> tuple[Splits, list[str]]
     source = read_source(spec.server_test, spec)
     images = source.test if len(source.test) else concatenate([source.train, source.val])
     _check_shape("data.server-test: images", tuple(images.images.shape[1:]), info.shape)
-    names = [_normal(name) for name in source.classes or [str(label) for label in range(int(images.labels.max()) + 1)]]
+    names = [normal_form(name) for name in source.classes or [str(label) for label in range(int(images.labels.max()) + 1)]]
     if (highest := int(images.labels.max())) >= len(names):
         raise DataError(f"data.server-test: label {highest}; its {len(names)} classes count from 0; relabel these images")
     known = torch.tensor([name in info.classes for name in names])
@@ -126,15 +125,11 @@ def _relabelled(images: ImageSet, names: Sequence[str], table: Sequence[str], re
     if not len(images):
         return empty_like(images)
     places = {name: label for label, name in enumerate(table)}
-    labels = torch.tensor([places.get(_normal(name), -1) for name in names])[images.labels]
+    labels = torch.tensor([places.get(normal_form(name), -1) for name in names])[images.labels]
     if bool((labels < 0).any()):
-        absent = sorted({_normal(names[label]) for label in images.labels[labels < 0].tolist()})
+        absent = sorted({normal_form(names[label]) for label in images.labels[labels < 0].tolist()})
         raise DataError(f"classes {', '.join(absent)} have no place among the run's; {remedy}")
     return ImageSet(images.images, labels)
-
-
-def _normal(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
 
 
 def own_location(location: str) -> Path:

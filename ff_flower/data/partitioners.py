@@ -4,7 +4,7 @@ Importing flwr-datasets takes seconds in every process, so `cached_partition_ind
 """
 
 import hashlib
-import tempfile
+import logging
 import warnings
 import zipfile
 from contextlib import suppress
@@ -17,10 +17,13 @@ import numpy as np
 
 from ..config import PartitionSpec
 from ..errors import PartitionError
+from ..machine import whole_file
 from ..seeding import library_seed, numpy_generator
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
+
+logger = logging.getLogger("flwr")
 
 
 def partition_indices(labels: np.ndarray, num_partitions: int, spec: PartitionSpec, seed: int) -> tuple[np.ndarray, ...]:
@@ -197,8 +200,9 @@ def _kept(path: Path, images: int, nodes: int, state: tuple[int, ...]) -> tuple[
 
 
 def _keep(path: Path, parts: tuple[np.ndarray, ...]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        whole = Path(folder, path.name)
-        np.savez(whole, positions=np.concatenate(parts), sizes=np.array([len(part) for part in parts], dtype=np.int64))
-        whole.replace(path)
+    """Leave a partition to equal calls; where it cannot be written the log says so, and each makes it anew."""
+    try:
+        with whole_file(path) as unfinished, unfinished.open("wb") as file:
+            np.savez(file, positions=np.concatenate(parts), sizes=np.array([len(part) for part in parts], dtype=np.int64))
+    except OSError as error:
+        logger.warning("a partition is not kept, so every process makes it anew: %s: %s", path, error.strerror or error)

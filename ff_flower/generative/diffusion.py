@@ -15,7 +15,7 @@ from ..data.transforms import AugmentationPolicy, augment, to_unit
 from ..seeding import derive_seed, generator, seeded
 from .augmentation import CONDITIONS, augment_and_tell
 from .base import FitOptions, GenerativeModule, blocks_at_once, check_state, not_fitted
-from .gaussian_prior import ROWS, GaussianPrior
+from .gaussian_prior import NUMBERS, ROWS, GaussianPrior
 from .training import Objective, Training, split_holdout
 from .unet import UNet
 
@@ -194,8 +194,9 @@ def symmetric_copies(images: Tensor, symmetry: str) -> Iterator[Tensor]:
 
 
 def shuffled_copies(images: Tensor, symmetry: str, seed: int, most: int = ROWS) -> Tensor:
-    """Return `symmetric_copies` in random order, at most ``most`` of them: what a class's Gaussian is fitted to."""
+    """Return `symmetric_copies` in random order, at most ``most`` and `NUMBERS` pixels: what a class's Gaussian is fitted to."""
     count = sum(1 for _ in symmetric_copies(images[:1], symmetry))
+    most = min(most, NUMBERS // images[0].numel())
     chosen = torch.randperm(count * len(images), generator=generator(seed, "rows"))[:most]
     elements, numbers = chosen // len(images), chosen % len(images)
     copies = torch.empty((len(chosen), *images.shape[1:]))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..seeding import library_seed
 from .base import allowed
 
-ROWS = 8192
+ROWS, NUMBERS = 8192, 2**27  # a Gaussian is fitted to at most so many images, and to so many numbers in all: half a gigabyte
 SMALLEST = 1e-2
 
 

@@ -1,11 +1,9 @@
 """The training loop of the network kinds: AdamW, a moving average, a held-out watch, a time limit, and checkpoints."""
 
-import contextlib
 import copy
 import hashlib
 import logging
 import math
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from ..accelerator import accelerate, compile_for_training, low_precision
 from ..config import TrainingSpec
 from ..errors import RunError
+from ..machine import whole_file
 from ..seeding import generator
 from .base import FitOptions
 
@@ -176,14 +175,10 @@ class Training:
         numbers = [float(self.step), self.seconds, self.best_loss, float(self.best_step), float(self.recent)]
         tensors |= {"random": self.random.get_state(), "numbers": torch.tensor(numbers, dtype=torch.float64)}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        unfinished = path.with_suffix(f".{os.getpid()}.part")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors | {"digest": _digest(tensors)}, unfinished)
-            unfinished.replace(path)
+            with whole_file(path) as unfinished:
+                save_file(tensors | {"digest": _digest(tensors)}, unfinished)
         except (OSError, SafetensorError) as error:
-            with contextlib.suppress(OSError):
-                unfinished.unlink()
             raise RunError(
                 f"{path}: cannot be written ({error}); free some space or set module.checkpoint-seconds = 0"
             ) from error

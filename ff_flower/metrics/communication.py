@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import RunError
+from ..machine import whole_file
 
 Direction = Literal["up", "down", "read"]
 
@@ -63,12 +64,8 @@ class Ledger:
     def write(self, path: Path) -> None:
         """Write one JSON object per line, whole or not at all."""
         order = sorted(self.transfers, key=lambda t: (t.server_round, t.direction, t.what, t.partition, t.num_bytes))
-        unfinished = path.with_name(path.name + ".part")
-        try:
+        with whole_file(path) as unfinished:
             unfinished.write_text("".join(json.dumps(asdict(t), sort_keys=True) + "\n" for t in order))
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
 
     @classmethod
     def read(cls, path: Path) -> "Ledger":

@@ -1,13 +1,12 @@
 """What a run expects of the modules that it is sent."""
 
 import reprlib
-import unicodedata
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
-from ..config import RunSpec, Scalar
+from ..config import RunSpec, Scalar, normal_form
 from ..data import DatasetInfo
 from ..errors import ConfigError, VerificationError
 from ..generative import KINDS
@@ -68,24 +67,20 @@ class Expectation:
         VerificationError
             Rule ``other-run``, ``image-shape``, ``label``, ``owner`` or ``spec``.
         """
-        if (manifest.dataset, manifest.root_seed) != (_nfc(self.dataset), self.root_seed):
+        if (manifest.dataset, manifest.root_seed) != (normal_form(self.dataset), self.root_seed):
             found = f"data set {manifest.dataset!r} with root seed {manifest.root_seed}"
             raise VerificationError("other-run", f"{found}; this run has {self.dataset!r} with {self.root_seed}")
         if manifest.image_shape != self.image_shape:
             raise VerificationError("image-shape", f"{manifest.image_shape}; this run's images are {self.image_shape}")
         if manifest.label >= len(self.label_names):
             raise VerificationError("label", f"{manifest.label}; this run's labels are 0 to {len(self.label_names) - 1}")
-        name = _nfc(self.label_names[manifest.label])
+        name = normal_form(self.label_names[manifest.label])
         if manifest.label_name != name:
             raise VerificationError("label", f"{manifest.label_name!r} for label {manifest.label}, which is {name!r} in this run")
         if self.owner not in (None, manifest.owner):
             raise VerificationError("owner", f"{manifest.owner!r} in a module from {self.owner!r}; a node sends its own only")
         if self.specs is not None:
             _check_spec(manifest, self.specs)
-
-
-def _nfc(text: str) -> str:
-    return unicodedata.normalize("NFC", text)  # the form that every manifest has
 
 
 def _check_spec(manifest: ModuleManifest, specs: Mapping[str, Mapping[str, Scalar]]) -> None:

@@ -6,12 +6,11 @@ refuses any other spelling of the same content, so one content has one text and 
 """
 
 import json
-import unicodedata
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from ..config import LARGEST_SIDE, LONGEST_NAME
+from ..config import LARGEST_SIDE, LONGEST_NAME, OWNER, normal_form
 from ..errors import VerificationError
 
 
@@ -23,22 +22,21 @@ def grey_or_colour(channels: int) -> int:
 
 
 def printable(text: str) -> str:
-    """Return ``text`` in Unicode's NFC form.
+    """Return ``text`` in its `normal_form`.
 
     Raises
     ------
     ValueError
         If it holds a character without a glyph of its own: line ends, control characters, bidirectional marks, lone surrogates.
     """
-    normal = unicodedata.normalize("NFC", text)
+    normal = normal_form(text)
     if not normal.isprintable():
         raise ValueError("must hold printable characters only; remove control and bidirectional marks")
     return normal
 
 
-OWNER = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$"  # what a module's owner may be called
-
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME), AfterValidator(printable), Field(max_length=LONGEST_NAME)]
+Owner = Annotated[str, Field(pattern=f"^{OWNER.pattern}$")]
 Text = Annotated[str, AfterValidator(printable), Field(max_length=1024)]
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -99,7 +97,7 @@ class ModuleManifest(BaseModel):
     image_shape: tuple[Channels, Side, Side]
     value_range: tuple[Literal[0], Literal[255]] = (0, 255)
     num_examples: int = Field(ge=1, lt=2**63)
-    owner: str = Field(pattern=OWNER)
+    owner: Owner
     dataset: Text
     images_shown: Count
     root_seed: Count

@@ -10,7 +10,6 @@
 """
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from ..config import RunSpec
 from ..errors import RunError, VerificationError
+from ..machine import whole_file
 from .expectation import Expectation
 from .manifest import ModuleManifest
 from .serialization import DEFAULT_LIMITS, ModuleLimits, decode_module, module_id
@@ -332,13 +332,8 @@ def _read_report(path: Path) -> list[Refusal]:
 
 def _write_whole(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path`` whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        with whole_file(path, durable=True) as unfinished:
+            unfinished.write_bytes(data)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise RunError(f"{path}: cannot be written ({error.strerror}); free some space or choose another folder") from error

@@ -10,7 +10,6 @@ anything else is none of a module, and a module's signature is none of anything 
 """
 
 import os
-import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,9 +26,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
+from ..config import OWNER
 from ..errors import ConfigError, VerificationError
 from ..machine import path_of
-from .manifest import OWNER
 
 DOMAIN = b"ff-flower module v1\0"
 SIGNATURE_BYTES = 64
@@ -132,7 +131,7 @@ def write_key_pair(owner: str, folder: Path) -> tuple[Path, Path]:
     ConfigError
         When ``owner`` cannot own a module, a file of either name is there already, or the folder cannot be written.
     """
-    if not re.fullmatch(OWNER, owner):
+    if not OWNER.fullmatch(owner):
         raise ConfigError(f"{owner!r}: an owner's name has 1 to 64 of A-Z a-z 0-9 . _ - and no dot in front")
     key = Ed25519PrivateKey.generate()
     private, public = folder / f"{owner}.key", folder / f"{owner}.pub"
@@ -184,7 +183,7 @@ def read_public_keys(folder: Path) -> dict[str, Ed25519PublicKey]:
     keys: dict[str, Ed25519PublicKey] = {}
     owners: dict[bytes, str] = {}
     for path in paths:
-        if not re.fullmatch(OWNER, path.stem):
+        if not OWNER.fullmatch(path.stem):
             raise ConfigError(f"{path}: {path.stem!r} can be no owner's name; name the file by the owner that modules name")
         keys[path.stem] = key = _public_key(path)
         first = owners.setdefault(key.public_bytes_raw(), path.stem)

@@ -11,9 +11,7 @@ are deleted. A chunk is written whole or not at all, and one that is not what it
 """
 
 import logging
-import os
 import shutil
-import threading
 import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -28,7 +26,7 @@ from ..config import ImageShape
 from ..environment import source_digest
 from ..errors import RunError
 from ..generative import BLOCK
-from ..machine import NO_LOCKS
+from ..machine import NO_LOCKS, whole_file
 from .allocation import Share
 
 logger = logging.getLogger("flwr")
@@ -173,14 +171,10 @@ def _complete(chunk: _Chunk, image_shape: ImageShape, draw: Draw) -> None:
     if not len(stored) and chunk.path.exists():
         logger.warning("the samples in %s are damaged: they are drawn again", chunk.path)
     drawn = draw(chunk.module_id, chunk.start + len(stored), chunk.stop).numpy()
-    unfinished = chunk.path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
     try:
-        chunk.path.parent.mkdir(parents=True, exist_ok=True)  # which other code may have deleted meanwhile
-        with unfinished.open("wb") as file:
+        with whole_file(chunk.path) as unfinished, unfinished.open("wb") as file:
             np.save(file, np.concatenate([stored, drawn]), allow_pickle=False)
-        unfinished.replace(chunk.path)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise _unwritable(chunk.path, error) from error
     _drop_other_code(chunk.path.parents[1])
 

@@ -13,6 +13,7 @@ from typing import Any
 from ..config import RunSpec, Scalar, from_run_config, spec_digest
 from ..errors import FederatedFactoryError
 from ..federation import Federation
+from ..machine import UNFINISHED
 from ..registry import RegisteredModule, registry_order
 from ..reports import FitReport
 from ..run_directory import FORMAT_VERSION, answer_inputs, file_digest, modules_inputs
@@ -180,7 +181,7 @@ def check_files(run: RunContents) -> Iterator[Finding]:
     for name, path in run.files():
         if not is_plain(path, run.path):
             yield Finding(name, "unexpected", NOT_PLAIN)
-        elif name.endswith(".part"):
+        elif name.endswith(UNFINISHED):
             yield Finding(
                 name, "unfinished", "a part of a file that was being written; remove it when no run is under way", False
             )

@@ -12,11 +12,11 @@ from ff_flower.machine import usable_cores
 
 from ..run import PARTIAL, Settings, refusing, resolve_spec
 from . import curve as curves
-from . import grouped, quality, sharing, throughput
+from . import grouped, memorization, quality, sharing, throughput
 from .growth import growth
 from .options import HOME, Markdown, Out, Preset, Quick, Repeats, Write, finish, keep, refuse_toys, tell
 from .pipeline import QUICK, Workers, changed, fitted_files, trained_kinds
-from .results import one_of, whole_numbers
+from .results import one_of, shares, whole_numbers
 from .scale import scale
 from .soak import soak
 
@@ -134,6 +134,30 @@ def wire(
 
 
 @app.command()
+def switches(
+    run: Run = "",
+    preset: Preset = "",
+    settings: Settings = None,
+    switch: Annotated[
+        list[str] | None, typer.Option(help="Setting of the classifier to try alone, like classifier.mixup=0.4; may be repeated.")
+    ] = None,
+    nodes: Annotated[int, typer.Option(help="Train the classifiers of so many nodes of one class each; 0: the server's.")] = 0,
+    repeats: Repeats = 3,
+    quick: Quick = False,
+    write: Write = False,
+    out: Out = HOME,
+    markdown: Markdown = False,
+) -> None:
+    """Score the server's classifier, or nodes', on validation images with one setting changed at a time."""
+    with refusing(), Workers(_width(quick)) as workers:
+        refuse_toys(quick, write, out)
+        spec, files = quality.modules_of(run, preset, [*_quick(quick), *(settings or ())], workers)
+        tried = switch or quality.TRIED
+        found = quality.measure_switches(spec, files, tried, nodes, repeats, workers, lambda row: keep(row, write, out))
+        finish(found, write, out, markdown)
+
+
+@app.command()
 def synthesis(
     preset: Preset = "",
     settings: Settings = None,
@@ -184,6 +208,28 @@ def batched(
             device=device,
         )
         finish(grouped.measure_batched(rows, 2 if quick else count), write, out, markdown)
+
+
+@app.command("memorization")
+def memorized(
+    preset: Preset = "",
+    settings: Settings = None,
+    images: Annotated[int, typer.Option(help="Images that a module is fitted to; a class needs twice as many.")] = 66,
+    samples: Annotated[int, typer.Option(help="Samples of each module.")] = 256,
+    holdouts: Annotated[str, typer.Option(help="Values of module.holdout, separated by commas.")] = "0.1,0",
+    quick: Quick = False,
+    write: Write = False,
+    out: Out = HOME,
+    markdown: Markdown = False,
+) -> None:
+    """Tell whether samples of small classes are nearer to the images that were fitted than to as many others."""
+    with refusing(), Workers(_width(quick)) as workers:
+        refuse_toys(quick, write, out)
+        spec = resolve_spec(preset, [*_quick(quick), *(settings or ())])
+        found = memorization.measure_memorization(
+            spec, 8 if quick else images, 8 if quick else samples, shares(holdouts, "holdouts"), workers
+        )
+        finish(found, write, out, markdown)
 
 
 @app.command()

@@ -65,7 +65,9 @@ class Rates:
     node_step, server_step : float
         Seconds per step of a classifier, on one core and on all.
     cores : int
-        Cores that nodes share, each working on one.
+        Cores that nodes share, each working on one; nodes that share a GPU share one.
+    at_once : int
+        Nodes that work at the same time.
     fitted, tested : int
         Training images of a class, on the average, and images on which every classifier is scored.
     """
@@ -75,6 +77,7 @@ class Rates:
     node_step: float
     server_step: float
     cores: int
+    at_once: int
     fitted: int
     tested: int
 
@@ -110,26 +113,26 @@ def plan(spec: RunSpec, budget: float, rates: Rates) -> RunSpec:
     }
     if isinstance(kind, TrainingSpec):
         changes[f"module.{spec.module.kind}.steps"] = PASSES * rates.fitted // kind.batch_size
-        changes["module.max-seconds"] = round(seconds["fit"] * cores / classes, 2)
+        changes["module.max-seconds"] = round(seconds["fit"] * min(rates.at_once, spec.num_clients) / classes, 2)
     return changed(spec, changes)
 
 
 def measure_rates(spec: RunSpec, repeats: int = 3) -> Rates:
     """Time a block of samples and some steps of the classifier; this is planning, and not counted in a budget."""
-    device, cores, splits = select_device(spec.device), usable_cores(), load_splits(spec.data, spec.seed)
-    cores = 1 if device.type == "cuda" else cores  # nodes share one GPU: two at once take twice as long
-    shape = splits.info.shape
+    device, at_once, splits = select_device(spec.device), usable_cores(), load_splits(spec.data, spec.seed)
+    cores = 1 if device.type == "cuda" else at_once  # nodes share one GPU: two at once take twice as long
+    shape, policy = splits.info.shape, splits.info.augmentation
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         sample, image = _sample_seconds(spec, shape, device), _image_seconds(spec, shape, device, repeats)
-        alone = _step_seconds(spec, shape, device, repeats)
+        alone = _step_seconds(spec, shape, policy, device, repeats)
         torch.set_num_threads(cores)
-        together = _step_seconds(spec, shape, device, repeats)
+        together = _step_seconds(spec, shape, policy, device, repeats)
     finally:
         torch.set_num_threads(threads)
     together = min(alone, max(together, alone / cores))  # a busy machine shows less than it can
-    return Rates(sample, image, alone, together, cores, len(splits.train) // splits.num_classes, len(splits.test))
+    return Rates(sample, image, alone, together, cores, at_once, len(splits.train) // splits.num_classes, len(splits.test))
 
 
 def measure_point(spec: RunSpec, budget: float, run: Run) -> Row:
@@ -205,9 +208,9 @@ def _planned(spec: RunSpec) -> Row:
 
 
 def _vetting_and_scores(spec: RunSpec, rates: Rates, waves: float, classes: int) -> float:
-    """Return the seconds of the probe of all modules, of which the server draws two, and of scoring nodes, server and student."""
+    """Return the seconds of the server's two probes of all modules, on a node's threads, and of all classifiers' scores."""
     together = rates.server_step / rates.node_step
-    return together * 2 * spec.trust.probe * classes * rates.sample + (waves + 2 * together) * rates.tested * rates.image
+    return 2 * spec.trust.probe * classes * rates.sample + (waves + 2 * together) * rates.tested * rates.image
 
 
 def _sample_seconds(spec: RunSpec, shape: tuple[int, int, int], device: torch.device) -> float:
@@ -226,7 +229,7 @@ def _image_seconds(spec: RunSpec, shape: tuple[int, int, int], device: torch.dev
     return median_seconds(lambda: predict(network, images, device), repeats) / len(images)
 
 
-def _step_seconds(spec: RunSpec, shape: tuple[int, int, int], device: torch.device, repeats: int) -> float:
+def _step_seconds(spec: RunSpec, shape: tuple[int, int, int], policy: str, device: torch.device, repeats: int) -> float:
     """Return the seconds of one step of the classifier."""
     images, steps = random_images(shape), 4
     labels = torch.arange(len(images), device=device) % 2
@@ -234,7 +237,7 @@ def _step_seconds(spec: RunSpec, shape: tuple[int, int, int], device: torch.devi
     schedule = schedule_of(spec.classifier, steps)
 
     def work() -> None:
-        train(network, images, loss, spec.classifier, schedule, policy="none", seed=0, device=device)
+        train(network, images, loss, spec.classifier, schedule, policy=policy, seed=0, device=device)
         if device.type == "cuda":
             torch.cuda.synchronize()
 

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from ff_flower.accelerator import prepare
-from ff_flower.classifiers import fit_classifier, predict
+from ff_flower.classifiers import fit_classifier, predict, real_and_synthetic
 from ff_flower.config import RunSpec, Scalar, from_run_config
 from ff_flower.data import ImageSet, load_splits
 from ff_flower.environment import library_versions, source_digest
 from ff_flower.generative import KINDS, FitOptions, GenerativeModule, build_module, restore_module
+from ff_flower.machine import whole_file
 from ff_flower.metrics import classification_metrics
 from ff_flower.registry import ModuleLimits, ModuleManifest, decode_module, encode_module
 from ff_flower.run_directory import cache_root, combined_digest
@@ -29,6 +30,7 @@ from .variants import FULL_PRECISION
 
 Result = TypeVar("Result")
 WireType = Literal["float32", "float16", "bfloat16"]
+Part = Literal["val", "test"]
 
 _SMALL: Mapping[str, Scalar] = {"steps": 4, "batch-size": 8, "channels": 8, "rank": 8}
 QUICK: Mapping[str, Scalar] = {  # toy sizes: every part runs, no number means anything
@@ -130,10 +132,9 @@ def fitted_files(spec: RunSpec, workers: Workers) -> list[bytes]:
     folder = cache_root(spec) / "benchmark" / combined_digest(settings, source_digest())[:16]
     paths = [folder / f"{label}.safetensors" for label in range(load_splits(spec.data, spec.seed).num_classes)]
     absent = [label for label, path in enumerate(paths) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
     for label, data in zip(absent, workers.map(fit_file, [(spec, label) for label in absent]), strict=True):
-        paths[label].with_suffix(".part").write_bytes(data)
-        paths[label].with_suffix(".part").replace(paths[label])
+        with whole_file(paths[label]) as unfinished:
+            unfinished.write_bytes(data)
     return [path.read_bytes() for path in paths]
 
 
@@ -193,18 +194,34 @@ def synthetic_set(spec: RunSpec, files: list[bytes], sampling: Sampling, workers
     return ImageSet(torch.from_numpy(np.concatenate([images for images, _ in made])), labels), sum(seconds for _, seconds in made)
 
 
-def train_and_score(spec: RunSpec, images: np.ndarray, labels: np.ndarray, number: int) -> dict[str, Any]:
-    """Train the server's classifier on synthetic images, and return its metrics on the test set.
+def train_and_score(
+    spec: RunSpec, images: np.ndarray, labels: np.ndarray, number: int, part: Part = "test", node: int | None = None
+) -> dict[str, Any]:
+    """Train a classifier on synthetic images, the server's or that of a node, and return its metrics.
 
-    ``number`` counts repetitions with other initial weights and batches; 0 has the server's own seed.
+    Parameters
+    ----------
+    spec : RunSpec
+        Images and the classifier's settings.
+    images, labels : ndarray
+        Synthetic, uint8 (n, C, H, W) and int64 (n,).
+    number : int
+        Counts repetitions with other initial weights and batches; 0 has the run's own seed.
+    part : str
+        Whether it is scored on test or validation images.
+    node : int, optional
+        The node that owns all training images of the class of this label, and learns from them too; None is the server.
     """
     device = prepare(spec, spec.threads)
     splits = load_splits(spec.data, spec.seed)
-    seed = derive_seed(spec.seed, "classifier", "server", *([number] if number else []))
-    data = ImageSet(torch.from_numpy(images), torch.from_numpy(labels))
-    policy = splits.info.augmentation
-    network = fit_classifier(data, spec.classifier, splits.num_classes, policy=policy, seed=seed, device=device)
-    return classification_metrics(predict(network, splits.test.images, device), splits.test.labels).as_dict()
+    seed = derive_seed(spec.seed, "classifier", "server" if node is None else node, *([number] if number else []))
+    data, chances = ImageSet(torch.from_numpy(images), torch.from_numpy(labels)), None
+    if node is not None:
+        data, chances = real_and_synthetic(splits.train.of_label(node), data, spec.synthesis.own_class)
+    policy, classes = splits.info.augmentation, splits.num_classes
+    network = fit_classifier(data, spec.classifier, classes, policy=policy, seed=seed, device=device, weights=chances)
+    asked: ImageSet = getattr(splits, part)
+    return classification_metrics(predict(network, asked.images, device), asked.labels).as_dict()
 
 
 def scores(spec: RunSpec, sets: list[ImageSet], repeats: int, workers: Workers) -> list[list[float]]:

@@ -1,4 +1,4 @@
-"""``evaluations``, ``pool`` and ``wire``: what cheaper samples, more of them and shorter weights do to downstream accuracy."""
+"""``evaluations``, ``pool``, ``wire`` and ``switches``: what samples, weights and settings do to downstream accuracy."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -6,21 +6,36 @@ from itertools import product
 from pathlib import Path
 
 from ff_flower.config import RunSpec, Scalar, from_run_config
+from ff_flower.data import ImageSet, load_splits
 from ff_flower.errors import ConfigError, DataError
 from ff_flower.registry import ModuleRegistry, encode_module
 from ff_flower.run_directory import read_spec
 
 from ..run import resolve_spec
-from .pipeline import Sampling, Workers, fitted_files, opened, overlaid, sample_file, scores, synthetic_set, trained_kinds
+from .pipeline import (
+    Sampling,
+    Workers,
+    fitted_files,
+    opened,
+    overlaid,
+    sample_file,
+    scores,
+    synthetic_set,
+    train_and_score,
+    trained_kinds,
+)
 from .results import Results, Row, percent, significant
 
 SAMPLERS = {"edm": ("heun", "dpmpp-2m"), "flow": ("midpoint", "euler")}
 PAPER: dict[str, Scalar] = {"sampler": "heun", "evaluations": 99}
+TRIED = ("classifier.mixup=0.4", "classifier.cutmix=1.0", "classifier.ema=0.2")
+SAMPLES, OWN_CLASS = "synthesis.samples-per-class", "synthesis.own-class"
 WIRE_TYPES = ("float32", "float16", "bfloat16")
 _SAME = ("data set", "kind")
 EVALUATIONS = Results("evaluations", "Accuracy against network evaluations per sample", (*_SAME, "sampler", "evaluations"))
 BASELINE = Results("baseline", "The default sampler against the paper's", (*_SAME, "sampling"))
 POOL = Results("pool", "Fresh samples at equal cost: more samples per class, fewer evaluations for each", (*_SAME, "evaluations"))
+SWITCHES = Results("switches", "Classifiers on validation images, one setting changed at a time", (*_SAME, "nodes", "switch"))
 WIRE = Results("wire", "Accuracy by the type of the weights in the file", (*_SAME, "wire-dtype"))
 
 Keep = Callable[[Results], None]
@@ -133,6 +148,63 @@ def measure_wire(spec: RunSpec, files: list[bytes], repeats: int, workers: Worke
             row | {"points lost": percent(whole - statistics.fmean(accuracies)), "levels apart": significant(float(apart))}
         )
     return WIRE.joined(rows)
+
+
+def measure_switches(
+    spec: RunSpec, files: list[bytes], switches: Sequence[str], nodes: int, repeats: int, workers: Workers, keep: Keep
+) -> Results:
+    """Score classifiers on validation images as ``spec`` says, and with each of ``switches``, ``KEY=VALUE``, alone.
+
+    All are trained on samples of the same modules, and repetition i of all from the same seed.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        The run.
+    files : list of bytes
+        A module of each class.
+    switches : sequence of str
+        Settings of the classifier, the number of samples or, for nodes, ``synthesis.own-class``.
+    nodes : int
+        How many nodes, each of which owns one class, train classifiers; 0 stands for the server alone.
+    repeats : int
+        Classifiers of each.
+    workers : Workers
+        Train them.
+    keep : callable
+        Is given each row as soon as it is measured.
+
+    Raises
+    ------
+    ConfigError
+        For another key, or where there are no validation images.
+    """
+    for switch in switches:
+        if not switch.startswith("classifier.") and switch.partition("=")[0].strip() not in (SAMPLES, OWN_CLASS):
+            raise ConfigError(f"switch {switch!r}: must be a key of classifier, {SAMPLES} or {OWN_CLASS}; others need whole runs")
+    if not len(load_splits(spec.data, spec.seed).val):
+        raise ConfigError(f"{spec.data.name}: holds no validation images, and test images choose nothing; set data.val-fraction")
+    who: list[int | None] = [*range(min(nodes, len(files)))] or [None]
+    pools: dict[int, ImageSet] = {}
+    found: list[Row] = []
+    for switch in ("", *switches):
+        one = overlaid(spec, [switch] if switch else [])
+        count = one.synthesis.samples_per_class
+        if count not in pools:
+            pools[count], _ = synthetic_set(one, files, Sampling(count, {}), workers)
+        images, labels = pools[count].images.numpy(), pools[count].labels.numpy()
+        tasks = [(one, images, labels, number, "val", node) for node in who for number in range(repeats)]
+        metrics = workers.map(train_and_score, tasks)
+        row: Row = {**_kind(spec), "nodes": min(nodes, len(files)), "switch": switch or "none"}
+        row |= {"own-class": one.synthesis.own_class if nodes else None}
+        row |= {"steps": one.classifier.steps, "samples per class": count}
+        scored = _accuracy([float(each["accuracy"]) for each in metrics])
+        areas = [float(each["auroc"]) for each in metrics if each["auroc"] is not None]
+        row |= {"validation %": scored.pop("accuracy %"), **scored}
+        row |= {"validation AUROC %": percent(statistics.fmean(areas)) if areas else None}
+        found.append(row)
+        keep(SWITCHES.joined(found[-1:]))
+    return SWITCHES.joined(found)
 
 
 def _rounded(data: bytes, wire_dtype: str) -> bytes:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from filelock import FileLock
 from ff_flower.config import Scalar, unknown_name
 from ff_flower.environment import describe_environment
 from ff_flower.errors import ConfigError, DataError
+from ff_flower.machine import whole_file
 
 from ..report import ABSENT, TextTable
 
@@ -71,9 +73,8 @@ class Results:
             known = {name: here} | self._kept(folder)["environments"]
             used = {str(row[MACHINE]) for row in found.rows}
             values = {"environments": {one: known[one] for one in known if one in used}, "rows": found.rows}
-            unfinished = path.with_suffix(".part")
-            unfinished.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            unfinished.replace(path)
+            with whole_file(path) as unfinished:
+                unfinished.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return found
 
     def read(self, folder: Path) -> "Results":
@@ -132,6 +133,19 @@ def whole_numbers(text: str, what: str) -> list[int]:
         if not number.isdecimal() or not int(number):
             raise ConfigError(f"{what} = {text!r}: must be whole numbers from 1, separated by commas; {number!r} is none")
     return [int(number) for number in numbers]
+
+
+def shares(text: str, what: str) -> list[float]:
+    """Split comma-separated numbers from 0 to below 1, and refuse what is none (ConfigError)."""
+    found = []
+    for number in text.split(","):
+        try:
+            found.append(float(number))
+        except ValueError:
+            found.append(math.nan)
+        if not 0 <= found[-1] < 1:
+            raise ConfigError(f"{what} = {text!r}: must be numbers from 0 to below 1, separated by commas; {number!r} is none")
+    return found
 
 
 def one_of(text: str, known: Sequence[str], what: str) -> list[str]:

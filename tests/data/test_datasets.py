@@ -255,6 +255,7 @@ def _with(key: str, value: np.ndarray) -> Arrays:
         (_with("train_images", np.full((12, 6, 6), np.nan)), r"float64.*images are uint8 in \[0, 255\].*convert them"),
         (_with("test_images", np.zeros((5, 6, 6), dtype=np.uint16)), r"uint16.*images are uint8 in \[0, 255\].*convert them"),
         (_with("val_images", np.zeros((4, 6, 6), dtype=np.int8)), r"int8.*images are uint8 in \[0, 255\].*convert them"),
+        (_with("train_images", np.eye(6, dtype=np.uint8)[None].repeat(12, 0)), "nothing above 1.*multiply them by 255"),
         (_with("train_images", np.zeros((12, 6), dtype=np.uint8)), r"\(12, 6\)"),
         (_with("train_images", np.zeros((12, 6, 6, 4), dtype=np.uint8)), r"\(12, 6, 6, 4\)"),
         (_with("train_images", np.array([np.zeros((6, 6)), np.zeros((5, 5))], dtype=object)), "two sizes"),

@@ -1,6 +1,8 @@
 """Folders of image files, and ISIC 2019's official folder."""
 
 import csv
+import errno
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -266,6 +268,22 @@ def test_isic_is_resized_once(tmp_path: Path) -> None:
     assert torch.equal(read_isic(tmp_path, tmp_path, size=16).train.images, first.images)
     hidden.rename(tmp_path / "ISIC_2019_Training_Input")
     kept.write_bytes(b"damaged")
+    assert torch.equal(read_isic(tmp_path, tmp_path, size=16).train.images, first.images)
+
+
+def test_isic_is_read_where_nothing_can_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a full disk the images are the same, resized by every run, and the log says so."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    _isic(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "savez", full)
+        first = read_isic(tmp_path, tmp_path, size=16).train
+    assert not list(tmp_path.glob("isic2019_16_*")) and "No space left on device" in caplog.text
     assert torch.equal(read_isic(tmp_path, tmp_path, size=16).train.images, first.images)
 
 

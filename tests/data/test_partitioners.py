@@ -1,5 +1,7 @@
 """Partition theorems."""
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +152,21 @@ def test_cached_equals_computed(spec: PartitionSpec, tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
     cached_partition_indices(LABELS, 20, spec, 1, tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a full disk every call makes the partition anew, the same one; nothing stays, and the log says why it takes longer."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    spec = PartitionSpec(kind="iid")
+    monkeypatch.setattr(np, "savez", full)
+    calls = [cached_partition_indices(LABELS, 2, spec, 0, tmp_path) for _ in range(2)]
+    assert all(_equal(call, partition_indices(LABELS, 2, spec, 0)) for call in calls)
+    assert list(tmp_path.iterdir()) == [] and "No space left on device" in caplog.text
 
 
 def test_damaged_cache_is_made_anew(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from strategies.server_app import run
 
 
 def full_after(monkeypatch, writes, place):
-    """Let a disk be full once a number of module files, or of reports, has been written."""
+    """Let a disk be full once a number of module files (each brought to it with its folder) or of reports is written."""
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/full/disk")
-    left = [writes]
+    left = [2 * writes if place == "modules" else writes]
 
     def spend():
         left[0] -= 1
@@ -31,7 +31,7 @@ def full_after(monkeypatch, writes, place):
         write_bytes = Path.write_bytes
 
         def write(path, data):
-            if path.name == "fit.json.part" or left[0] < 0:
+            if path.name.startswith("fit.json.") or left[0] < 0:
                 spend()
             return write_bytes(path, data)
 

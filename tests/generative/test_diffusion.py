@@ -13,9 +13,9 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from ff_flower.config import EDMSpec, FlowSpec, UNetSpec
-from ff_flower.data import to_unit
+from ff_flower.data import to_uint8, to_unit
 from ff_flower.errors import ModuleError
-from ff_flower.generative import EDMModule, FitOptions, FlowModule
+from ff_flower.generative import EDMModule, FitOptions, FlowModule, diffusion
 from ff_flower.generative.augmentation import augment_and_tell
 from ff_flower.generative.diffusion import DiffusionModule, StandardizedModel, shuffled_copies, symmetric_copies
 from ff_flower.generative.gaussian_prior import GaussianPrior
@@ -141,6 +141,13 @@ def test_shuffled_copies_are_all_copies(symmetry: str) -> None:
     assert torch.equal(shuffled_copies(images, symmetry, seed=1, most=3), rows[:3])
 
 
+def test_large_images_are_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Gaussian is fitted to so many images that all their pixels together stay in bounds, whatever an image's size."""
+    monkeypatch.setattr(diffusion, "NUMBERS", 4 * 9)
+    images = torch.rand((5, 1, 3, 3), generator=torch.Generator().manual_seed(0))
+    assert len(shuffled_copies(images, "dihedral", seed=1)) == 4 and len(shuffled_copies(images[:3], "none", seed=1)) == 3
+
+
 @pytest.mark.parametrize("symmetry", ["mirror", "dihedral"])
 def test_a_symmetric_class_is_learned(kind: str, symmetry: str) -> None:
     """Images of unequal sides are learned under any symmetry, which the centre has, and under told augmentation beside it."""
@@ -198,6 +205,21 @@ def test_the_gaussian_expects_what_it_is_shown(kind: str) -> None:
 
     assert unexpected(told) < 4 < 0.1 * unexpected(plain), (unexpected(told), unexpected(plain))
     assert len(told.eval().draw(clean, torch.Generator().manual_seed(1))) == 3
+
+
+def test_told_augmentation_does_not_show_in_samples(kind: str) -> None:
+    """A module that was shown mirrored, turned and shifted images and told so draws images as they were before all that."""
+    bright = torch.randint(120, 256, (256, 1, 8, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = torch.cat([bright, torch.zeros_like(bright)], 3)  # bright on the left, black on the right
+
+    def strays(rows: Tensor) -> float:
+        """Return the share of images whose right half is as bright as a quarter of the left, or brighter."""
+        left, right = rows.float().split(4, 3)
+        return float((right.mean((1, 2, 3)) > 0.25 * left.mean((1, 2, 3))).float().mean())
+
+    shown, _ = augment_and_tell(to_unit(images), 0.3, torch.Generator().manual_seed(1))
+    module = _fit(kind, images, augmentation=0.3, steps=300, channels=16, evaluations=12)
+    assert strays(to_uint8(shown)) > 0.4 and strays(module.sample(256, torch.Generator().manual_seed(2))) < 0.05
 
 
 def test_held_out_images_are_never_drawn(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """The autoencoder at its closed form, the density of its latent numbers, and what a module file holds of it."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 from ff_flower.config import ImageShape, VAESpec
 from ff_flower.data import to_unit
 from ff_flower.errors import ConfigError, ModuleError
-from ff_flower.generative import VAEModule
+from ff_flower.generative import FitOptions, VAEModule
 from ff_flower.generative.autoencoder import Decoder, Encoder, begin
 from ff_flower.generative.gaussian_prior import GaussianPrior
 from ff_flower.generative.mixture import GaussianMixtureDensity
@@ -166,6 +168,28 @@ def test_training_lowers_the_loss(zeros: Tensor) -> None:
         module = _fit(zeros, texture=1.0, steps=200, learning_rate=rate, rank=0)
         rest.append(float(module.state()["texture.floor"]))
     assert rest[1] < 0.9 * rest[0]
+
+
+@pytest.mark.parametrize("at", [1, 3, 4])
+def test_an_interrupted_fit_continues_to_the_same_bytes(at: int, tmp_path: Path, zeros: Tensor) -> None:
+    """A fit that is interrupted and resumed ends in the bytes of an unbroken one, and leaves no checkpoint."""
+    reports = iter(range(1, 5))
+
+    def progress(*report: float) -> None:
+        if next(reports) == at:
+            raise KeyboardInterrupt
+
+    def fit(**options: Any) -> dict[str, bytes]:
+        shape = tuple(zeros.shape[1:])
+        module = VAEModule(_spec(shape, steps=12, batch_size=16, symmetry="mirror"), shape)
+        state = module.fit(zeros, 3, FitOptions(holdout=0.2, **options)).state()
+        return {name: tensor.numpy().tobytes() for name, tensor in state.items()}
+
+    path = tmp_path / "fit"
+    with pytest.raises(KeyboardInterrupt):
+        fit(progress=progress, checkpoint=path, checkpoint_seconds=0.0)
+    assert path.is_file()
+    assert fit(checkpoint=path) == fit() and not path.exists()
 
 
 def test_too_large_images_are_refused() -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,15 +14,16 @@ from typer.testing import CliRunner
 
 from clients.client_app import app as client_app
 from ff_flower.config import ModuleSpec, RunSpec, TrainingSpec
+from ff_flower.data import load_splits
 from ff_flower.errors import ConfigError, DataError, RunError
 from ff_flower.generative import KINDS, build_module
 from ff_flower.registry import ModuleLimits, ModuleRegistry, decode_module
 from ff_flower.seeding import generator
-from sims.benchmark import curve, pipeline, quality, results, throughput
+from sims.benchmark import curve, memorization, pipeline, quality, results, throughput
 from sims.benchmark.__main__ import app
 from sims.benchmark.options import HOME
 from sims.benchmark.pipeline import Sampling, Workers
-from sims.benchmark.results import Results, as_text, one_of, whole_numbers
+from sims.benchmark.results import Results, as_text, one_of, shares, whole_numbers
 from sims.run import Finished
 from strategies.server_app import run
 
@@ -174,6 +176,38 @@ def test_the_wire_table_has_a_row_per_type(toy, tmp_path):
     assert kept[0]["levels apart"] == 0 and all(row["levels apart"] < 1 for row in kept[1:])
 
 
+def test_switches_are_tried_one_at_a_time(toy, tmp_path):
+    """There is a row without a switch and one per switch, each changed alone; what needs other modules or nodes is refused."""
+    tried = ["--switch=classifier.mixup=0.4", "--switch=classifier.steps=6", "--switch=synthesis.samples-per-class=5"]
+    call("switches", "--quick", *tried, "--repeats=1", "--write", f"--out={tmp_path}", *toy)
+    kept = json.loads((tmp_path / "switches.json").read_text())["rows"]
+    assert [row["switch"] for row in kept] == ["none", *(switch.removeprefix("--switch=") for switch in tried)]
+    assert [(row["steps"], row["samples per class"]) for row in kept] == [(4, 12), (4, 12), (6, 12), (4, 5)]
+    assert all(0 <= row["validation %"] <= 100 for row in kept)
+    alone = ["--nodes=9", "--switch=synthesis.own-class=1"]
+    call("switches", "--quick", *alone, "--repeats=2", "--write", f"--out={tmp_path}", *toy)
+    kept = json.loads((tmp_path / "switches.json").read_text())["rows"][4:]
+    assert [(row["nodes"], row["own-class"], row["classifiers"]) for row in kept] == [(2, 0.5, 4), (2, 1.0, 4)]
+    refused = CliRunner().invoke(app, ["switches", "--quick", "--switch=module.edm.steps=3", *toy])
+    assert refused.exit_code == 2 and "others need whole runs" in refused.output
+
+
+def test_validation_images_choose_and_test_images_do_not(toy, tmp_path):
+    """Exchanged labels of the test images turn the test's score round, and leave that of the validation images as it is."""
+    spec = pipeline.overlaid(RunSpec(), [setting.removeprefix("--set=") for setting in toy])
+    spec = pipeline.changed(spec, {**pipeline.QUICK, "data.name": spec.data.name})
+    arrays = dict(np.load(spec.data.name.removeprefix("npz:")))
+    np.savez(tmp_path / "toy.npz", **(arrays | {"test_labels": 1 - arrays["test_labels"]}))
+    other = pipeline.changed(spec, {"data.name": f"npz:{tmp_path / 'toy.npz'}"})
+    made = load_splits(spec.data, spec.seed).train
+
+    def accuracy(spec, part):
+        return pipeline.train_and_score(spec, made.images.numpy(), made.labels.numpy(), 0, part)["accuracy"]
+
+    assert accuracy(spec, "test") + accuracy(other, "test") == pytest.approx(1)
+    assert accuracy(spec, "val") == accuracy(other, "val")
+
+
 def test_nodes_in_several_processes_build_one_set(toy):
     """One node, three in one process and three in two processes build the same set; else the command fails."""
     output = call("synthesis", "--quick", "--nodes=3", "--processes=2", "--repeats=1", *toy)
@@ -186,6 +220,31 @@ def test_stacked_weights_make_the_same_images(tmp_path):
     call("batched", "--quick", "--device=cpu", "--kinds=edm", "--write", f"--out={tmp_path}")
     [row] = json.loads((tmp_path / "batched.json").read_text())["rows"]
     assert row["modules"] == 2 and row["largest difference in grey levels"] < 4
+
+
+def test_copies_are_nearer_and_strangers_are_not():
+    """Copies of the fitted images are all nearer to them, copies of the others none, fresh draws of the same half, ties half."""
+    fitted, others, fresh = torch.randint(0, 256, (3, 400, 1, 4, 4), generator=generator(0), dtype=torch.uint8)
+    assert memorization.nearer(fitted, fitted, others) == 1 and memorization.nearer(others, fitted, others) == 0
+    assert abs(memorization.nearer(fresh, fitted, others) - 0.5) < 0.1 and memorization.nearer(fresh, fitted, fitted) == 0.5
+
+
+def test_memorization_is_told_for_each_share_held_out(toy, tmp_path):
+    """There is a row for each share held out, over all classes that have twice the images; without such a class it is refused."""
+    command = ["memorization", "--quick", "--holdouts=0.5,0", *toy]
+    call(*command, "--write", f"--out={tmp_path}")
+    kept = json.loads((tmp_path / "memorization.json").read_text())["rows"]
+    assert [(row["held out"], row["classes"], row["images"]) for row in kept] == [(0.5, 2, 8), (0.0, 2, 8)]
+    assert all(0 <= row["nearer to fitted %"] <= 100 for row in kept)
+    refused = CliRunner().invoke(app, ["memorization", "--images=16", *toy])
+    assert refused.exit_code == 2 and "has 27 at most" in refused.output
+
+
+@pytest.mark.parametrize("text", ["", "a", "1", "-0.1", "nan", "0.1;0"])
+def test_what_is_no_share_is_named(text):
+    """Shares are numbers from 0 to below 1."""
+    with pytest.raises(ConfigError, match=r"holdouts = .*must be numbers from 0 to below 1"):
+        shares(text, "holdouts")
 
 
 def test_a_curve_is_filled_in_point_by_point(tmp_path, monkeypatch):
@@ -206,24 +265,26 @@ def test_a_curve_is_filled_in_point_by_point(tmp_path, monkeypatch):
     assert Image.open(tmp_path / "curve.png").size[0] > 300
 
 
-RATES = curve.Rates(sample=0.02, image=1e-3, node_step=0.05, server_step=0.03, cores=2, fitted=1000, tested=1000)
+RATES = curve.Rates(sample=0.02, image=1e-3, node_step=0.05, server_step=0.03, cores=2, at_once=2, fitted=1000, tested=1000)
+ON_A_GPU = replace(RATES, cores=1, at_once=16)
 
 
+@pytest.mark.parametrize("rates", [RATES, ON_A_GPU], ids=["cpu", "gpu"])
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_a_plan_spends_its_budget(kind):
+def test_a_plan_spends_its_budget(kind, rates):
     """Where no count meets its limit, the stages' costs at the measured rates and Flower's own seconds add up to the budget."""
     for dataset in curve.SETTINGS:
         base = curve.base_spec(dataset, kind)
-        spec = curve.plan(base, 900, RATES)
-        waves = spec.num_clients / 2
+        spec = curve.plan(base, 900, rates)
+        waves = spec.num_clients / rates.cores
         stages = {
-            "fit": waves * spec.module.max_seconds,
-            "vetting": spec.num_clients * 2 * spec.trust.probe * RATES.sample / 2,
-            "synthesis": waves * spec.synthesis.samples_per_class * RATES.sample,
-            "logits": waves * spec.num_clients * spec.synthesis.samples_per_class * RATES.image,
-            "scores": (waves + 1) * RATES.tested * RATES.image,
-            "classifiers": spec.classifier.steps * (waves * RATES.node_step + RATES.server_step),
-            "student": spec.distillation.steps * RATES.server_step,
+            "fit": spec.num_clients / min(rates.at_once, spec.num_clients) * spec.module.max_seconds,
+            "vetting": spec.num_clients * 2 * spec.trust.probe * rates.sample,
+            "synthesis": waves * spec.synthesis.samples_per_class * rates.sample,
+            "logits": waves * spec.num_clients * spec.synthesis.samples_per_class * rates.image,
+            "scores": (waves + 2 * rates.server_step / rates.node_step) * rates.tested * rates.image,
+            "classifiers": spec.classifier.steps * (waves * rates.node_step + rates.server_step),
+            "student": spec.distillation.steps * rates.server_step,
         }
         assert sum(stages.values()) + curve.OUTSIDE == pytest.approx(900, rel=0.01)
         assert (stages["fit"] > 0) == isinstance(base.module.of_kind(), TrainingSpec)
@@ -311,7 +372,7 @@ def test_every_kept_result_can_be_read():
 
 def test_toy_rows_do_not_take_the_place_of_measured_ones():
     """--quick with --write needs a folder of its own."""
-    for command in ("modules", "evaluations", "pool", "wire", "synthesis", "batched", "curve"):
+    for command in ("modules", "evaluations", "pool", "wire", "switches", "synthesis", "batched", "memorization", "curve"):
         result = CliRunner().invoke(app, [command, "--quick", "--write"])
         assert result.exit_code == 2 and "add --out" in result.output, command
 

@@ -128,9 +128,9 @@ def test_a_folder_in_a_files_place_is_moved_aside(store):
     assert aside.name.startswith(f".{NAME}.") and (aside / "inside").is_dir()
 
 
-def forbidden(*args, **kwargs):
+def forbidden(path, target=None, **kwargs):
     """Raise what a folder of several users says of another one's file."""
-    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path), None, target and str(target))
 
 
 def test_what_cannot_be_replaced_ends_no_run(store, monkeypatch, caplog):

@@ -49,11 +49,11 @@ def test_a_request_that_stands_unfinished_exits_with_1(uploaded, monkeypatch):
         second = call(uploaded, "--owner", 4)
         assert second.exit_code == REFUSED and "an earlier request is not carried out yet" in second.output
         assert [entry.exclude for entry in Tombstone.read(uploaded).entries] == ["3"]
-    obstacle = uploaded / "certificates" / "forget-1.html.part"
-    obstacle.mkdir(parents=True)
+    obstacle = uploaded / "certificates"
+    obstacle.touch()
     done = call(uploaded)
     assert done.exit_code == FAILED and "cannot be written" in done.output
-    obstacle.rmdir()
+    obstacle.unlink()
     assert call(uploaded).exit_code == 0 and (uploaded / "certificates" / "forget-1.json").is_file()
 
 

@@ -1,6 +1,8 @@
 """Requests that are odd, come twice, or are interrupted: a forgotten contribution is forgotten whole, or nothing is touched."""
 
+import errno
 import json
+import os
 
 import pytest
 from federations import AT_THE_SERVER, SEVERAL_CLASSES, contents, forget_owner, made, modules_of, on_nodes, scratch_without, work
@@ -91,11 +93,16 @@ def test_a_moved_run_forgets_where_it_is(uploaded, tmp_path):
     assert not {path.name for path in (uploaded.parent / "cache" / "samples").iterdir()} & set(gone)
 
 
-def test_a_directory_that_cannot_be_written_is_not_touched(uploaded):
-    """Where the tombstone cannot be written, nothing is forgotten and the sentence says so."""
-    (uploaded / "forgotten.json.part").mkdir()
-    with pytest.raises(RunError, match="nothing was forgotten"):
+def test_a_directory_that_cannot_be_written_is_not_touched(uploaded, monkeypatch):
+    """Where the tombstone cannot be brought to the disk, nothing is forgotten and the sentence says so."""
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match=r"forgotten.json: cannot be written .*nothing was forgotten"):
         forget_owner(uploaded, "3")
+    assert not (uploaded / "forgotten.json").exists()
     assert (uploaded / "metrics.json").is_file() and len(modules_of(uploaded)) == 10
 
 
