@@ -144,11 +144,12 @@ def test_nothing_of_a_forgotten_module_is_left_on_the_disk(whole):
 def test_unfinished_fits_of_the_forgotten_are_dropped(tmp_path):
     """Of unfinished fits exactly those of excluded owners and classes are deleted, whatever dots and digits the names hold."""
     (tmp_path / "fits").mkdir()
-    names = ["3+1+ab.safetensors", "3+11+ab.safetensors", "33+1+ab.safetensors", "a.3+1+ab.safetensors", "5+1+ab.safetensors"]
+    gone = ["3+1+ab.safetensors", "3+11+ab.safetensors", "33+1+ab.safetensors", "3+1+ab.safetensors.0a1b2c3d.part"]
+    names = [*gone, "a.3+1+ab.safetensors", "5+1+ab.safetensors"]
     for name in names:
         (tmp_path / "fits" / name).write_bytes(b"")
     _, dropped = drop_copies(tmp_path, Exclusion.parse("3,5/2,33/1"), ["0" * 64])
-    assert dropped == 3 and sorted(path.name for path in (tmp_path / "fits").iterdir()) == sorted(names[3:])
+    assert dropped == 4 and sorted(path.name for path in (tmp_path / "fits").iterdir()) == sorted(names[4:])
 
 
 def test_a_difference_is_found(uploaded, tmp_path):
@@ -194,8 +195,9 @@ def test_what_was_refused_or_cut_off_goes_too(whole):
     copy = VerificationError("duplicate", f"the weights are those of module {name[:12]} (owner '3', label '1'); a module is")
     refused = registry.quarantine(b"refused", near, source="node 3").stem
     left = [
-        whole / "modules" / f".{name}.safetensors.77.part",
+        whole / "modules" / f"{name}.safetensors.0a1b2c3d.part",
         cache / "received" / "tmp1" / f"{name}.safetensors",
+        cache / "modules" / f"{name}.safetensors.4e5f6a7b.part",
         cache / "modules" / f".{name}.0a1b.part",
         cache / "samples" / refused / "0-64.npy",
         registry.quarantine(b"a copy", copy, source="node 2"),
