@@ -1,5 +1,7 @@
 """The commands of ``python -m sims.benchmark``."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Annotated
@@ -84,8 +86,7 @@ def evaluations(
     markdown: Markdown = False,
 ) -> None:
     """Score the server's classifier by sampler and by network evaluations per sample."""
-    with refusing(), Workers(_width(quick)) as workers:
-        refuse_toys(quick, write, out)
+    with _measuring(quick, write, out) as workers:
         spec, files = quality.modules_of(run, preset, [*_quick(quick), *(settings or ())], workers)
         if baseline:
             found = quality.measure_baseline(spec, files, repeats, workers, timed=64 if quick else 512)
@@ -108,8 +109,7 @@ def pool(
     markdown: Markdown = False,
 ) -> None:
     """Score the server's classifier on more and cheaper, or fewer and dearer samples, at equal cost of synthesis."""
-    with refusing(), Workers(_width(quick)) as workers:
-        refuse_toys(quick, write, out)
+    with _measuring(quick, write, out) as workers:
         spec, files = quality.modules_of(run, preset, [*_quick(quick), *(settings or ())], workers)
         chosen = whole_numbers(numbers, "evaluations")
         found = quality.measure_pool(spec, files, chosen, repeats, workers, lambda row: keep(row, write, out))
@@ -127,8 +127,7 @@ def wire(
     markdown: Markdown = False,
 ) -> None:
     """Score the server's classifier by the type of the weights in the module files."""
-    with refusing(), Workers(_width(quick)) as workers:
-        refuse_toys(quick, write, out)
+    with _measuring(quick, write, out) as workers:
         spec, files = quality.modules_of("", preset, [*_quick(quick), *(settings or ())], workers)
         finish(quality.measure_wire(spec, files, repeats, workers), write, out, markdown)
 
@@ -149,8 +148,7 @@ def switches(
     markdown: Markdown = False,
 ) -> None:
     """Score the server's classifier, or nodes', on validation images with one setting changed at a time."""
-    with refusing(), Workers(_width(quick)) as workers:
-        refuse_toys(quick, write, out)
+    with _measuring(quick, write, out) as workers:
         spec, files = quality.modules_of(run, preset, [*_quick(quick), *(settings or ())], workers)
         tried = switch or quality.TRIED
         found = quality.measure_switches(spec, files, tried, nodes, repeats, workers, lambda row: keep(row, write, out))
@@ -223,8 +221,7 @@ def memorized(
     markdown: Markdown = False,
 ) -> None:
     """Tell whether samples of small classes are nearer to the images that were fitted than to as many others."""
-    with refusing(), Workers(_width(quick)) as workers:
-        refuse_toys(quick, write, out)
+    with _measuring(quick, write, out) as workers:
         spec = resolve_spec(preset, [*_quick(quick), *(settings or ())])
         found = memorization.measure_memorization(
             spec, 8 if quick else images, 8 if quick else samples, shares(holdouts, "holdouts"), workers
@@ -274,6 +271,14 @@ def curve(
                 curves.draw_curve(found.rows, out / "curve.png")
         finish(found, False, out, markdown)
     raise typer.Exit(PARTIAL if failed else 0)
+
+
+@contextmanager
+def _measuring(quick: bool, write: bool, out: Path) -> Iterator[Workers]:
+    """Return workers, end in one sentence what is refused, and refuse to keep toys."""
+    with refusing(), Workers(_width(quick)) as workers:
+        refuse_toys(quick, write, out)
+        yield workers
 
 
 def _device(name: str) -> str:

@@ -6,15 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ff_flower.accelerator import prepare
 from ff_flower.config import RunSpec
 from ff_flower.data import load_splits
 from ff_flower.errors import ConfigError
-from ff_flower.generative import FitOptions, build_module
 from ff_flower.generative.diffusion import symmetric_copies
-from ff_flower.seeding import derive_seed, generator, numpy_generator
+from ff_flower.seeding import generator, numpy_generator
 
-from .pipeline import Workers, changed
+from .pipeline import Workers, changed, fit_images
 from .results import Results, Row, percent
 
 RESULTS = Results(
@@ -69,14 +67,10 @@ def measure_memorization(spec: RunSpec, images: int, samples: int, holdouts: lis
 
 def share_nearer(spec: RunSpec, label: int, images: int, samples: int) -> float:
     """Fit a module to some images of a class; return the share of its samples that are nearer to these than to as many others."""
-    device = prepare(spec, spec.threads)
-    splits = load_splits(spec.data, spec.seed)
-    whole = splits.train.of_label(label).images
+    whole = load_splits(spec.data, spec.seed).train.of_label(label).images
     drawn = torch.from_numpy(numpy_generator(spec.seed, "memorization", label).permutation(len(whole)).astype(np.int64))
     fitted, others = whole[drawn[:images]], whole[drawn[images : 2 * images]]
-    module = build_module(spec.module, splits.info.shape, device)
-    options = FitOptions(holdout=spec.module.holdout, max_seconds=spec.module.max_seconds)
-    module.fit(fitted, derive_seed(spec.seed, "module", label, label), options)
+    module = fit_images(spec, label, fitted)
     made = module.sample(samples, generator(spec.seed, "sample", label))
     symmetry = str(module.spec.flat().get("symmetry", "none"))
     return nearer(made, *(torch.cat(list(symmetric_copies(part, symmetry))) for part in (fitted, others)))

@@ -93,15 +93,20 @@ def changed(spec: RunSpec, changes: Mapping[str, Scalar]) -> RunSpec:
 
 def fit_file(spec: RunSpec, label: int) -> bytes:
     """Fit the module of one class on all its training images, and return its file with weights of full precision."""
-    device = prepare(spec, spec.threads)
     splits = load_splits(spec.data, spec.seed)
-    info, images = splits.info, splits.train.of_label(label).images
-    module = build_module(spec.module, info.shape, device)
+    module = fit_images(spec, label, splits.train.of_label(label).images)
+    return module_file(module, spec.seed, label, splits.info.classes[label], splits.info.name)
+
+
+def fit_images(spec: RunSpec, label: int, images: Tensor) -> GenerativeModule[Any]:
+    """Return a module of a class fitted to ``images``, uint8 (n, C, H, W), as the owner of that class alone fits it."""
+    device = prepare(spec, spec.threads)
+    _, channels, height, width = images.shape
+    module = build_module(spec.module, (channels, height, width), device)
     options = FitOptions(
         holdout=spec.module.holdout, max_seconds=spec.module.max_seconds, compile_on_cpu=spec.module.compile_on_cpu
     )
-    module.fit(images, derive_seed(spec.seed, "module", label, label), options)
-    return module_file(module, spec.seed, label, info.classes[label], info.name)
+    return module.fit(images, derive_seed(spec.seed, "module", label, label), options)
 
 
 def module_file(

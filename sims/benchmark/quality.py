@@ -184,7 +184,8 @@ def measure_switches(
             raise ConfigError(f"switch {switch!r}: must be a key of classifier, {SAMPLES} or {OWN_CLASS}; others need whole runs")
     if not len(load_splits(spec.data, spec.seed).val):
         raise ConfigError(f"{spec.data.name}: holds no validation images, and test images choose nothing; set data.val-fraction")
-    who: list[int | None] = [*range(min(nodes, len(files)))] or [None]
+    nodes = min(nodes, len(files))
+    who: list[int | None] = [*range(nodes)] or [None]
     pools: dict[int, ImageSet] = {}
     found: list[Row] = []
     for switch in ("", *switches):
@@ -195,7 +196,7 @@ def measure_switches(
         images, labels = pools[count].images.numpy(), pools[count].labels.numpy()
         tasks = [(one, images, labels, number, "val", node) for node in who for number in range(repeats)]
         metrics = workers.map(train_and_score, tasks)
-        row: Row = {**_kind(spec), "nodes": min(nodes, len(files)), "switch": switch or "none"}
+        row: Row = {**_kind(spec), "nodes": nodes, "switch": switch or "none"}
         row |= {"own-class": one.synthesis.own_class if nodes else None}
         row |= {"steps": one.classifier.steps, "samples per class": count}
         scored = _accuracy([float(each["accuracy"]) for each in metrics])
