@@ -78,6 +78,7 @@ def evaluations(
     preset: Preset = "",
     settings: Settings = None,
     numbers: Annotated[str, typer.Option("--evaluations", help="Network evaluations per sample.")] = "6,8,12,18,35,99",
+    samplers: Annotated[str, typer.Option(help="Samplers, separated by commas; by default all of the kind.")] = "",
     baseline: Annotated[bool, typer.Option("--baseline", help="Compare the default sampler with the paper's instead.")] = False,
     repeats: Repeats = 3,
     quick: Quick = False,
@@ -91,8 +92,11 @@ def evaluations(
         if baseline:
             found = quality.measure_baseline(spec, files, repeats, workers, timed=64 if quick else 512)
         else:
-            chosen = whole_numbers(numbers, "evaluations")
-            found = quality.measure_evaluations(spec, files, chosen, repeats, workers, lambda row: keep(row, write, out))
+            known = quality.SAMPLERS[quality.sampled_kind(spec)]
+            chosen = one_of(samplers, known, "sampler") if samplers else known
+            found = quality.measure_evaluations(
+                spec, files, chosen, whole_numbers(numbers, "evaluations"), repeats, workers, lambda row: keep(row, write, out)
+            )
         finish(found, write, out, markdown)
 
 

@@ -31,6 +31,8 @@ from .variants import FULL_PRECISION
 Result = TypeVar("Result")
 WireType = Literal["float32", "float16", "bfloat16"]
 Part = Literal["val", "test"]
+Scores = dict[Part, list[float]]  # accuracies of several classifiers, on each part that has images
+PARTS: tuple[Part, ...] = ("val", "test")
 
 _SMALL: Mapping[str, Scalar] = {"steps": 4, "batch-size": 8, "channels": 8, "rank": 8}
 QUICK: Mapping[str, Scalar] = {  # toy sizes: every part runs, no number means anything
@@ -200,9 +202,9 @@ def synthetic_set(spec: RunSpec, files: list[bytes], sampling: Sampling, workers
 
 
 def train_and_score(
-    spec: RunSpec, images: np.ndarray, labels: np.ndarray, number: int, part: Part = "test", node: int | None = None
-) -> dict[str, Any]:
-    """Train a classifier on synthetic images, the server's or that of a node, and return its metrics.
+    spec: RunSpec, images: np.ndarray, labels: np.ndarray, number: int, parts: Sequence[Part] = PARTS, node: int | None = None
+) -> dict[Part, dict[str, Any]]:
+    """Train a classifier on synthetic images, the server's or that of a node, and return its metrics on each part of the images.
 
     Parameters
     ----------
@@ -212,8 +214,8 @@ def train_and_score(
         Synthetic, uint8 (n, C, H, W) and int64 (n,).
     number : int
         Counts repetitions with other initial weights and batches; 0 has the run's own seed.
-    part : str
-        Whether it is scored on test or validation images.
+    parts : sequence of str
+        Whether it is scored on validation images, on test images or on both.
     node : int, optional
         The node that owns all training images of the class of this label, and learns from them too; None is the server.
     """
@@ -225,15 +227,20 @@ def train_and_score(
         data, chances = real_and_synthetic(splits.train.of_label(node), data, spec.synthesis.own_class)
     policy, classes = splits.info.augmentation, splits.num_classes
     network = fit_classifier(data, spec.classifier, classes, policy=policy, seed=seed, device=device, weights=chances)
-    asked: ImageSet = getattr(splits, part)
-    return classification_metrics(predict(network, asked.images, device), asked.labels).as_dict()
+    asked: dict[Part, ImageSet] = {part: getattr(splits, part) for part in parts}
+    return {
+        part: classification_metrics(predict(network, images.images, device), images.labels).as_dict()
+        for part, images in asked.items()
+        if len(images)
+    }
 
 
-def scores(spec: RunSpec, sets: list[ImageSet], repeats: int, workers: Workers) -> list[list[float]]:
-    """Return the test accuracies of ``repeats`` server classifiers on each of ``sets``; repetition i of all shares its seed."""
+def scores(spec: RunSpec, sets: list[ImageSet], repeats: int, workers: Workers) -> list[Scores]:
+    """Return the accuracies of ``repeats`` server classifiers on each of ``sets``; repetition i of all shares its seed."""
     tasks = [(spec, one.images.numpy(), one.labels.numpy(), number) for one in sets for number in range(repeats)]
-    found = [float(metrics["accuracy"]) for metrics in workers.map(train_and_score, tasks)]
-    return [found[begin : begin + repeats] for begin in range(0, len(found), repeats)]
+    found = workers.map(train_and_score, tasks)
+    alike = [found[begin : begin + repeats] for begin in range(0, len(found), repeats)]
+    return [{part: [float(each[part]["accuracy"]) for each in some] for part in some[0]} for some in alike]
 
 
 def median_seconds(function: Callable[[], object], repeats: int) -> float:

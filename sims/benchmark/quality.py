@@ -13,7 +13,9 @@ from ff_flower.run_directory import read_spec
 
 from ..run import resolve_spec
 from .pipeline import (
+    Part,
     Sampling,
+    Scores,
     Workers,
     fitted_files,
     opened,
@@ -32,6 +34,7 @@ TRIED = ("classifier.mixup=0.4", "classifier.cutmix=1.0", "classifier.ema=0.2")
 SAMPLES, OWN_CLASS = "synthesis.samples-per-class", "synthesis.own-class"
 WIRE_TYPES = ("float32", "float16", "bfloat16")
 _SAME = ("data set", "kind")
+_COLUMNS: dict[Part, tuple[str, str]] = {"val": ("validation %", "validation sd"), "test": ("accuracy %", "sd")}
 EVALUATIONS = Results("evaluations", "Accuracy against network evaluations per sample", (*_SAME, "sampler", "evaluations"))
 BASELINE = Results("baseline", "The default sampler against the paper's", (*_SAME, "sampling"))
 POOL = Results("pool", "Fresh samples at equal cost: more samples per class, fewer evaluations for each", (*_SAME, "evaluations"))
@@ -63,20 +66,26 @@ def modules_of(run: str, preset: str, settings: Sequence[str], workers: Workers)
 
 
 def measure_evaluations(
-    spec: RunSpec, files: list[bytes], evaluations: Sequence[int], repeats: int, workers: Workers, keep: Keep
+    spec: RunSpec,
+    files: list[bytes],
+    samplers: Sequence[str],
+    evaluations: Sequence[int],
+    repeats: int,
+    workers: Workers,
+    keep: Keep,
 ) -> Results:
-    """Score the server's classifier on synthetic sets by every sampler of the kind with every number of evaluations.
+    """Score the server's classifier on synthetic sets by each of ``samplers`` with every number of evaluations.
 
     ``keep`` is given each row as soon as it is measured: the whole table takes minutes to hours.
     """
     found: list[Row] = []
-    for sampler, number in product(SAMPLERS[_sampled(spec)], evaluations):
+    for sampler, number in product(samplers, evaluations):
         changes: dict[str, Scalar] = {"sampler": sampler, "evaluations": number}
         count = spec.synthesis.samples_per_class
         made, seconds = synthetic_set(spec, files, Sampling(count, changes), workers)
-        [accuracies] = scores(spec, [made], repeats, workers)
+        [scored] = scores(spec, [made], repeats, workers)
         per_sample = seconds / len(made)
-        found.append({**_kind(spec), **changes, **_accuracy(accuracies), "ms per sample": significant(1000 * per_sample)})
+        found.append({**_kind(spec), **changes, **_accuracy(scored), "ms per sample": significant(1000 * per_sample)})
         keep(EVALUATIONS.joined(found[-1:]))
     return EVALUATIONS.joined(found)
 
@@ -89,16 +98,16 @@ def measure_pool(
     The cost is that of ``spec``: its samples per class times its evaluations. The classifier takes the same steps on every
     pool, so that in a larger one it meets each sample less often.
     """
-    kind, found = _sampled(spec), list[Row]()
+    kind, found = sampled_kind(spec), list[Row]()
     cost = spec.synthesis.samples_per_class * int(spec.module.of_kind().flat()["evaluations"])
     seen = spec.classifier.steps * spec.classifier.batch_size / len(files)
     for number in evaluations:
         count = max(1, round(cost / number))
         made, _ = synthetic_set(spec, files, Sampling(count, {"evaluations": number}), workers)
-        [accuracies] = scores(spec, [made], repeats, workers)
+        [scored] = scores(spec, [made], repeats, workers)
         row: Row = {**_kind(spec), "sampler": spec.module.of_kind(kind).flat()["sampler"], "evaluations": number}
         row |= {"samples per class": count, "times each is seen": significant(seen / count)}
-        found.append(row | _accuracy(accuracies))
+        found.append(row | _accuracy(scored))
         keep(POOL.joined(found[-1:]))
     return POOL.joined(found)
 
@@ -108,7 +117,7 @@ def measure_baseline(spec: RunSpec, files: list[bytes], repeats: int, workers: W
 
     Both are timed in turn on ``timed`` samples of the first module, and the ratio is the median of the turns' ratios.
     """
-    kind, count = _sampled(spec), spec.synthesis.samples_per_class
+    kind, count = sampled_kind(spec), spec.synthesis.samples_per_class
     paper = PAPER if kind == "edm" else {**PAPER, "sampler": SAMPLERS[kind][0]}
     chosen = {"default": Sampling(count, {}), "as the paper": Sampling(count, paper, full_precision=True)}
     made = {name: synthetic_set(spec, files, sampling, workers)[0] for name, sampling in chosen.items()}
@@ -118,14 +127,14 @@ def measure_baseline(spec: RunSpec, files: list[bytes], repeats: int, workers: W
         for name, sampling in chosen.items():
             task = (spec, files[0], Sampling(timed, sampling.changes, sampling.full_precision))
             seconds[name].append(workers.map(sample_file, [task])[0][1])
-    slow, best = seconds["as the paper"], statistics.fmean(found["as the paper"])
+    slow, best = seconds["as the paper"], statistics.fmean(found["as the paper"]["test"])
     rows: list[Row] = []
     for name, sampling in chosen.items():
         settings = {**spec.module.of_kind().flat(), **sampling.changes}
         row: Row = {**_kind(spec), "sampling": name, "sampler": settings["sampler"], "evaluations": settings["evaluations"]}
         row |= {"ms per sample": significant(1000 * statistics.median(seconds[name]) / timed)}
         row |= {"times faster": significant(statistics.median(a / b for a, b in zip(slow, seconds[name], strict=True)))}
-        rows.append(row | _accuracy(found[name]) | {"points lost": percent(best - statistics.fmean(found[name]))})
+        rows.append(row | _accuracy(found[name]) | {"points lost": percent(best - statistics.fmean(found[name]["test"]))})
     return BASELINE.joined(rows)
 
 
@@ -139,14 +148,13 @@ def measure_wire(spec: RunSpec, files: list[bytes], repeats: int, workers: Worke
     sampling = Sampling(spec.synthesis.samples_per_class, {})
     sets = [synthetic_set(spec, rounded[dtype], sampling, workers)[0] for dtype in WIRE_TYPES]
     found = scores(spec, sets, repeats, workers)
-    whole, rows = statistics.fmean(found[0]), []
-    for dtype, made, accuracies in zip(WIRE_TYPES, sets, found, strict=True):
+    whole, rows = statistics.fmean(found[0]["test"]), []
+    for dtype, made, scored in zip(WIRE_TYPES, sets, found, strict=True):
         size = max(len(data) for data in rounded[dtype])
         apart = (made.images.float() - sets[0].images.float()).abs().mean()
-        row: Row = {**_kind(spec), "wire-dtype": dtype, "largest file kB": round(size / 1e3), **_accuracy(accuracies)}
-        rows.append(
-            row | {"points lost": percent(whole - statistics.fmean(accuracies)), "levels apart": significant(float(apart))}
-        )
+        row: Row = {**_kind(spec), "wire-dtype": dtype, "largest file kB": round(size / 1e3), **_accuracy(scored)}
+        lost = percent(whole - statistics.fmean(scored["test"]))
+        rows.append(row | {"points lost": lost, "levels apart": significant(float(apart))})
     return WIRE.joined(rows)
 
 
@@ -194,14 +202,13 @@ def measure_switches(
         if count not in pools:
             pools[count], _ = synthetic_set(one, files, Sampling(count, {}), workers)
         images, labels = pools[count].images.numpy(), pools[count].labels.numpy()
-        tasks = [(one, images, labels, number, "val", node) for node in who for number in range(repeats)]
-        metrics = workers.map(train_and_score, tasks)
+        tasks = [(one, images, labels, number, ("val",), node) for node in who for number in range(repeats)]
+        metrics = [found["val"] for found in workers.map(train_and_score, tasks)]
         row: Row = {**_kind(spec), "nodes": nodes, "switch": switch or "none"}
         row |= {"own-class": one.synthesis.own_class if nodes else None}
         row |= {"steps": one.classifier.steps, "samples per class": count}
-        scored = _accuracy([float(each["accuracy"]) for each in metrics])
+        row |= _accuracy({"val": [float(each["accuracy"]) for each in metrics]})
         areas = [float(each["auroc"]) for each in metrics if each["auroc"] is not None]
-        row |= {"validation %": scored.pop("accuracy %"), **scored}
         row |= {"validation AUROC %": percent(statistics.fmean(areas)) if areas else None}
         found.append(row)
         keep(SWITCHES.joined(found[-1:]))
@@ -213,7 +220,7 @@ def _rounded(data: bytes, wire_dtype: str) -> bytes:
     return encode_module(state, manifest.model_copy(update={"wire_dtype": wire_dtype}))
 
 
-def _sampled(spec: RunSpec) -> str:
+def sampled_kind(spec: RunSpec) -> str:
     """Return the kind of the spec, which must be one that evaluates a network many times (ConfigError)."""
     kind = spec.module.kind
     if kind not in SAMPLERS or kind not in trained_kinds():
@@ -227,7 +234,11 @@ def _kind(spec: RunSpec) -> Row:
     return {"data set": spec.data.name, "kind": spec.module.kind}
 
 
-def _accuracy(accuracies: list[float]) -> Row:
-    several = len(accuracies) > 1
-    deviation = percent(statistics.stdev(accuracies)) if several else None
-    return {"accuracy %": percent(statistics.fmean(accuracies)), "sd": deviation, "classifiers": len(accuracies)}
+def _accuracy(scored: Scores) -> Row:
+    """Return mean and standard deviation on each part; what chooses a setting reads the validation images' columns."""
+    row: Row = {}
+    for part, (mean, deviation) in _COLUMNS.items():
+        if accuracies := scored.get(part):
+            row |= {mean: percent(statistics.fmean(accuracies))}
+            row |= {deviation: percent(statistics.stdev(accuracies)) if len(accuracies) > 1 else None}
+    return row | {"classifiers": len(next(iter(scored.values())))}

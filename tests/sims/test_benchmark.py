@@ -87,12 +87,17 @@ def test_operations_are_those_of_the_convolutions(monkeypatch):
 
 
 def test_evaluations_has_a_row_per_sampler_and_number(toy):
-    """The table is the product of the kind's samplers and the numbers that were asked for."""
-    output = call("evaluations", "--quick", "--evaluations=1,2", "--repeats=2", *toy)
-    table = output[output.index("| data set") :]
-    assert list(zip(rows(table, 2), rows(table, 3), strict=True)) == [
-        (sampler, number) for sampler in ("heun", "dpmpp-2m") for number in ("1", "2")
-    ]
+    """The table is the product of the samplers, all of the kind unless some are named, and the numbers that were asked for."""
+
+    def measured(*options):
+        output = call("evaluations", "--quick", "--evaluations=1,2", "--repeats=2", *options, *toy)
+        table = output[output.index("| data set") :]
+        return list(zip(rows(table, 2), rows(table, 3), strict=True))
+
+    assert measured() == [(sampler, number) for sampler in ("heun", "dpmpp-2m") for number in ("1", "2")]
+    assert measured("--samplers=dpmpp-2m") == [("dpmpp-2m", "1"), ("dpmpp-2m", "2")]
+    refused = CliRunner().invoke(app, ["evaluations", "--quick", "--samplers=euler", *toy])
+    assert refused.exit_code == 2 and "unknown sampler 'euler'" in refused.output
 
 
 def test_each_row_of_evaluations_is_kept_at_once(toy, tmp_path, monkeypatch):
@@ -201,11 +206,21 @@ def test_validation_images_choose_and_test_images_do_not(toy, tmp_path):
     other = pipeline.changed(spec, {"data.name": f"npz:{tmp_path / 'toy.npz'}"})
     made = load_splits(spec.data, spec.seed).train
 
-    def accuracy(spec, part):
-        return pipeline.train_and_score(spec, made.images.numpy(), made.labels.numpy(), 0, part)["accuracy"]
+    with Workers(0) as workers:
+        (one,), (turned,) = (pipeline.scores(one, [made], 2, workers) for one in (spec, other))
+    assert [a + b for a, b in zip(one["test"], turned["test"], strict=True)] == pytest.approx([1, 1])
+    assert one["val"] == turned["val"]
 
-    assert accuracy(spec, "test") + accuracy(other, "test") == pytest.approx(1)
-    assert accuracy(spec, "val") == accuracy(other, "val")
+
+def test_classifiers_are_scored_on_both_parts(toy, tmp_path):
+    """A row of evaluations tells of validation and of test images, and of those that are not there nothing."""
+    command = ["evaluations", "--quick", "--evaluations=1", "--samplers=heun", "--repeats=2", "--write"]
+    both = {"validation %", "validation sd", "accuracy %", "sd"}
+    for fraction, told in ((0.1, both), (0, {"accuracy %", "sd"})):
+        out = tmp_path / str(fraction)
+        call(*command, f"--out={out}", *toy, f"--set=data.val-fraction={fraction}")
+        [row] = json.loads((out / "evaluations.json").read_text())["rows"]
+        assert row.keys() & both == told and row["classifiers"] == 2
 
 
 def test_nodes_in_several_processes_build_one_set(toy):
