@@ -1,7 +1,7 @@
 """What a run expects of the modules that it is sent."""
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
@@ -26,8 +26,8 @@ class Expectation:
         The run's root seed.
     image_shape : tuple of int
         (C, H, W) of the run's images.
-    label_names : tuple of str
-        The data set's classes; the position is the label.
+    label_names : tuple of str or None
+        The data set's classes; the position is the label. None, where nobody can tell them, accepts any.
     owner : str or None
         The sender, where it is known; None accepts any.
     specs : mapping from str to mapping, or None
@@ -39,7 +39,7 @@ class Expectation:
     dataset: str
     root_seed: int
     image_shape: tuple[int, int, int]
-    label_names: tuple[str, ...]
+    label_names: tuple[str, ...] | None
     owner: str | None = None
     specs: Mapping[str, Mapping[str, Scalar]] | None = None
     signatures: SignaturePolicy = NO_POLICY
@@ -72,15 +72,20 @@ class Expectation:
             raise VerificationError("other-run", f"{found}; this run has {self.dataset!r} with {self.root_seed}")
         if manifest.image_shape != self.image_shape:
             raise VerificationError("image-shape", f"{manifest.image_shape}; this run's images are {self.image_shape}")
-        if manifest.label >= len(self.label_names):
-            raise VerificationError("label", f"{manifest.label}; this run's labels are 0 to {len(self.label_names) - 1}")
-        name = normal_form(self.label_names[manifest.label])
-        if manifest.label_name != name:
-            raise VerificationError("label", f"{manifest.label_name!r} for label {manifest.label}, which is {name!r} in this run")
+        if self.label_names is not None:
+            _check_label(manifest, self.label_names)
         if self.owner not in (None, manifest.owner):
             raise VerificationError("owner", f"{manifest.owner!r} in a module from {self.owner!r}; a node sends its own only")
         if self.specs is not None:
             _check_spec(manifest, self.specs)
+
+
+def _check_label(manifest: ModuleManifest, names: Sequence[str]) -> None:
+    if manifest.label >= len(names):
+        raise VerificationError("label", f"{manifest.label}; this run's labels are 0 to {len(names) - 1}")
+    name = normal_form(names[manifest.label])
+    if manifest.label_name != name:
+        raise VerificationError("label", f"{manifest.label_name!r} for label {manifest.label}, which is {name!r} in this run")
 
 
 def _check_spec(manifest: ModuleManifest, specs: Mapping[str, Mapping[str, Scalar]]) -> None:

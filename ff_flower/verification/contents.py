@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..config import RunSpec, Scalar, from_run_config, spec_digest
+from ..data import DATASETS
 from ..errors import FederatedFactoryError
 from ..federation import Federation
 from ..machine import UNFINISHED
@@ -124,9 +125,11 @@ class RunContents:
         return list(self.federation.sites) if self.federation else [str(p) for p in range(self.spec.num_clients)]
 
     def classes(self) -> tuple[str, ...]:
-        """Return the label table, as far as a file has it."""
+        """Return the label table; nothing where a file of images has it, and no record of this run."""
         if self.federation:
             return self.federation.classes
+        if self.spec.data.name in DATASETS:
+            return DATASETS[self.spec.data.name].classes
         tables = (self.json(name) for name in ("metrics.json", "label_distribution.json"))
         found = (one["classes"] for one in tables if isinstance(one, dict) and isinstance(one.get("classes"), list))
         return tuple(str(name) for name in next(found, []))

@@ -13,6 +13,7 @@ from federations import (
     made,
     modules_of,
     scratch_without,
+    three_classes,
     work,
 )
 
@@ -50,20 +51,11 @@ def test_forgetting_an_owner_is_never_having_met_it(settings, owners, tmp_path):
 
 def test_a_and_b_and_c_without_c_are_a_and_b(digits, tmp_path):
     """Of three owners of one class each, forgetting the third leaves what a run that excludes it makes."""
-    np.savez(tmp_path / "abc.npz", **dict(three_classes(digits)))
-    path = made(tmp_path / "run", num_clients=3, partition__classes_per_node=1, data__name=f"npz:{tmp_path / 'abc.npz'}")
+    images = three_classes(digits, tmp_path / "abc.npz")
+    path = made(tmp_path / "run", num_clients=3, partition__classes_per_node=1, data__name=f"npz:{images}")
     forget_owner(path, "2")
     assert_equal(path, scratch_without(path, tmp_path / "scratch", "2"))
     assert len(modules_of(path)) == 2 and not (path / "nodes" / "2").exists()
-
-
-def three_classes(digits):
-    """Yield the arrays of an npz file with the digits 0, 1 and 2."""
-    for split in ("train", "val", "test"):
-        part = getattr(digits, split)
-        kept = part.subset(part.labels < 3)
-        yield f"{split}_images", kept.images.numpy()[:, 0]
-        yield f"{split}_labels", kept.labels.numpy()
 
 
 def test_forgetting_one_module_keeps_the_rest_of_its_owner(whole, tmp_path):

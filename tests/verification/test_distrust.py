@@ -13,7 +13,7 @@ from ff_flower.config import ClassifierSpec
 from ff_flower.errors import RunError, VerificationError
 from ff_flower.metrics import rounded_count
 from ff_flower.registry import ModuleRegistry, SignaturePolicy
-from ff_flower.unlearning import Tombstone
+from ff_flower.unlearning import Tombstone, Work, forget
 from ff_flower.verification import RunContents, verify_run
 from ff_flower.verification.run import check_classifiers, counts_agree, network_shapes
 from sims.cli import app as commands
@@ -86,6 +86,14 @@ def test_a_thief_does_not_accuse_the_owner(copied, policy):
     assert broken(copied, policy) == set()
     edit_json(copied / f"modules/quarantine/{digest}.json", lambda refusals: refusals[0].update(source="node 4"))
     assert broken(copied, policy) == {("nodes/3/fit.json", "claims")}
+
+
+def test_a_thief_does_not_remember_the_forgotten(copied, signed_run, policy):
+    """Where the owner is forgotten whose module somebody sent as his own, nothing of it is left, and the run is whole."""
+    _, digest = steal(copied)
+    copied = copied.rename(copied.with_name(signed_run.name))
+    assert forget(copied, ["1"], [], Work()).error == ""
+    assert broken(copied, policy) == set() and not list(copied.rglob(f"*{digest}*"))
 
 
 @pytest.mark.parametrize("labels", [0, 2])
