@@ -1,10 +1,11 @@
 """What tests share: the folder of real image sets, scikit-learn's digits, and the manifest of a module."""
 
+import errno
 import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -65,6 +66,16 @@ def real_data() -> Path:
 def digits() -> Splits:
     """Return scikit-learn's digits, split by seed 0: (n, 1, 8, 8) scans of ten classes."""
     return load_splits(DataSpec(), seed=0)
+
+
+@pytest.fixture(scope="session")
+def full_disk() -> Callable[..., NoReturn]:
+    """Return what stands for a function that writes, where the disk is full."""
+
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    return fail
 
 
 @pytest.fixture(scope="session")

@@ -40,13 +40,9 @@ def test_what_fails_leaves_what_was_there(tmp_path, there, error):
     assert not there or path.read_text() == "old"
 
 
-def test_bytes_that_do_not_reach_the_disk_are_no_file(tmp_path, monkeypatch):
+def test_bytes_that_do_not_reach_the_disk_are_no_file(tmp_path, monkeypatch, full_disk):
     """Where a durable file's bytes cannot be brought to the disk, it does not take its name."""
-
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left"), whole_file(tmp_path / "file.txt", durable=True) as unfinished:
         unfinished.write_text("new")
     assert names(tmp_path) == set()

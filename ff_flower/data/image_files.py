@@ -2,12 +2,9 @@
 
 import csv
 import hashlib
-import logging
 import os
 import re
 import struct
-import zipfile
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,13 +15,11 @@ import torch
 from filelock import FileLock
 
 from ..errors import DataError
-from ..machine import whole_file
 from .image_sets import ImageSet, Source, empty_like
+from .kept_arrays import keep_arrays, kept_arrays
 
 if TYPE_CHECKING:
     from PIL import Image
-
-logger = logging.getLogger("flwr")
 
 ISIC_CODES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")  # columns of the official CSV, in its order
 ISIC_SIZE = 64  # pixels a side where data.size is 0
@@ -103,7 +98,7 @@ def read_isic(root: Path, cache: Path, size: int) -> Source:
         images = _kept_images(kept, (len(names), size, size, 3))
         if images is None:
             images = _isic_images(root / "ISIC_2019_Training_Input", names, size)
-            _keep_images(kept, images)
+            keep_arrays(kept, "resized images are not kept, so every run makes them anew", images=images)
     train = ImageSet(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), torch.tensor(labels))
     groups = _isic_lesions(metadata, names) if metadata.is_file() else None
     return Source(train, empty_like(train), empty_like(train), groups=groups)
@@ -242,18 +237,5 @@ def _isic_images(folder: Path, names: list[str], size: int) -> np.ndarray:
 
 def _kept_images(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """Return the images resized earlier, or None when there are none or the file is damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            images: np.ndarray = archive["images"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        return None
-    return images if images.shape == shape and images.dtype == np.uint8 else None
-
-
-def _keep_images(path: Path, images: np.ndarray) -> None:
-    """Leave resized images to later runs; where they cannot be written the log says so, and each resizes them anew."""
-    try:
-        with whole_file(path) as unfinished, unfinished.open("wb") as file:
-            np.savez(file, images=images)
-    except OSError as error:
-        logger.warning("resized images are not kept, so every run makes them anew: %s: %s", path, error.strerror or error)
+    (images,) = kept_arrays(path, "images") or (None,)
+    return images if images is not None and images.shape == shape and images.dtype == np.uint8 else None

@@ -4,9 +4,7 @@ Importing flwr-datasets takes seconds in every process, so `cached_partition_ind
 """
 
 import hashlib
-import logging
 import warnings
-import zipfile
 from contextlib import suppress
 from functools import cache, lru_cache
 from importlib.metadata import version
@@ -17,13 +15,11 @@ import numpy as np
 
 from ..config import PartitionSpec
 from ..errors import PartitionError
-from ..machine import whole_file
 from ..seeding import library_seed, numpy_generator
+from .kept_arrays import keep_arrays, kept_arrays
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
-
-logger = logging.getLogger("flwr")
 
 
 def partition_indices(labels: np.ndarray, num_partitions: int, spec: PartitionSpec, seed: int) -> tuple[np.ndarray, ...]:
@@ -91,7 +87,9 @@ def cached_partition_indices(
     parts = _kept(path, len(labels), num_partitions, _state(path))
     if parts is None:
         parts = partition_indices(labels, num_partitions, spec, seed)
-        _keep(path, parts)
+        sizes = np.array([len(part) for part in parts], dtype=np.int64)
+        consequence = "a partition is not kept, so every process makes it anew"
+        keep_arrays(path, consequence, positions=np.concatenate(parts), sizes=sizes)
     return parts
 
 
@@ -186,23 +184,13 @@ def _state(path: Path) -> tuple[int, ...]:
 @lru_cache(maxsize=2)  # a process of a simulation asks for the same with every message
 def _kept(path: Path, images: int, nodes: int, state: tuple[int, ...]) -> tuple[np.ndarray, ...] | None:
     """Return the partition kept at ``path``, or None when there is none or it is no partition of that many images."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            positions, sizes = archive["positions"], archive["sizes"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    found = kept_arrays(path, "positions", "sizes")
+    if found is None:
         return None
+    positions, sizes = found
     plain = all(array.dtype == np.int64 and array.ndim == 1 for array in (positions, sizes))
     if not plain or len(sizes) != nodes or (sizes < 0).any() or sizes.sum() != len(positions):
         return None
     if len(np.unique(positions)) != len(positions) or (len(positions) and not 0 <= positions.min() <= positions.max() < images):
         return None
     return tuple(np.split(positions, np.cumsum(sizes)[:-1]))
-
-
-def _keep(path: Path, parts: tuple[np.ndarray, ...]) -> None:
-    """Leave a partition to equal calls; where it cannot be written the log says so, and each makes it anew."""
-    try:
-        with whole_file(path) as unfinished, unfinished.open("wb") as file:
-            np.savez(file, positions=np.concatenate(parts), sizes=np.array([len(part) for part in parts], dtype=np.int64))
-    except OSError as error:
-        logger.warning("a partition is not kept, so every process makes it anew: %s: %s", path, error.strerror or error)

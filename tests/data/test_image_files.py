@@ -1,11 +1,11 @@
 """Folders of image files, and ISIC 2019's official folder."""
 
 import csv
-import errno
-import os
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -272,16 +272,12 @@ def test_isic_is_resized_once(tmp_path: Path) -> None:
 
 
 def test_isic_is_read_where_nothing_can_be_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, full_disk: Callable[..., NoReturn]
 ) -> None:
     """On a full disk the images are the same, resized by every run, and the log says so."""
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     _isic(tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(np, "savez", full)
+        patched.setattr(np, "savez", full_disk)
         first = read_isic(tmp_path, tmp_path, size=16).train
     assert not list(tmp_path.glob("isic2019_16_*")) and "No space left on device" in caplog.text
     assert torch.equal(read_isic(tmp_path, tmp_path, size=16).train.images, first.images)

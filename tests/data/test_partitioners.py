@@ -1,8 +1,8 @@
 """Partition theorems."""
 
-import errno
-import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -155,15 +155,11 @@ def test_cached_equals_computed(spec: PartitionSpec, tmp_path: Path) -> None:
 
 
 def test_a_cache_that_cannot_be_written_costs_time_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, full_disk: Callable[..., NoReturn]
 ) -> None:
     """On a full disk every call makes the partition anew, the same one; nothing stays, and the log says why it takes longer."""
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     spec = PartitionSpec(kind="iid")
-    monkeypatch.setattr(np, "savez", full)
+    monkeypatch.setattr(np, "savez", full_disk)
     calls = [cached_partition_indices(LABELS, 2, spec, 0, tmp_path) for _ in range(2)]
     assert all(_equal(call, partition_indices(LABELS, 2, spec, 0)) for call in calls)
     assert list(tmp_path.iterdir()) == [] and "No space left on device" in caplog.text

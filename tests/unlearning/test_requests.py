@@ -1,6 +1,5 @@
 """Requests that are odd, come twice, or are interrupted: a forgotten contribution is forgotten whole, or nothing is touched."""
 
-import errno
 import json
 import os
 
@@ -93,13 +92,9 @@ def test_a_moved_run_forgets_where_it_is(uploaded, tmp_path):
     assert not {path.name for path in (uploaded.parent / "cache" / "samples").iterdir()} & set(gone)
 
 
-def test_a_directory_that_cannot_be_written_is_not_touched(uploaded, monkeypatch):
+def test_a_directory_that_cannot_be_written_is_not_touched(uploaded, monkeypatch, full_disk):
     """Where the tombstone cannot be brought to the disk, nothing is forgotten and the sentence says so."""
-
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(RunError, match=r"forgotten.json: cannot be written .*nothing was forgotten"):
         forget_owner(uploaded, "3")
     assert not (uploaded / "forgotten.json").exists()
