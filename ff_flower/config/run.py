@@ -31,7 +31,7 @@ class SynthesisSpec(Spec):
     own_class : float
         Share of a node's own classes' images that is synthetic beside its real ones, against learning
         "real or synthetic" in place of the class, and against learning a class from few images; 0 takes real ones alone,
-        which is better where a node holds hundreds of a class.
+        which is a little better where a node holds a thousand or more of a class.
     """
 
     site: Literal["client", "server"] = "client"
