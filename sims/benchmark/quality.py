@@ -100,14 +100,14 @@ def measure_pool(
     The cost is that of ``spec``: its samples per class times its evaluations. The classifier takes the same steps on every
     pool, so that in a larger one it meets each sample less often.
     """
-    kind, found = sampled_kind(spec), list[Row]()
-    cost = spec.synthesis.samples_per_class * int(spec.module.of_kind().flat()["evaluations"])
+    own, found = _sampler(spec), list[Row]()
+    cost = spec.synthesis.samples_per_class * int(own["evaluations"])
     seen = spec.classifier.steps * spec.classifier.batch_size / len(files)
     for number in evaluations:
-        count = max(1, round(cost / number))
-        made, _ = synthetic_set(spec, files, Sampling(count, {"evaluations": number}), workers)
+        count, changes = max(1, round(cost / number)), own | {"evaluations": number}
+        made, _ = synthetic_set(spec, files, Sampling(count, changes), workers)
         [scored] = scores(spec, [made], repeats, workers)
-        row: Row = {**_kind(spec), "sampler": spec.module.of_kind(kind).flat()["sampler"], "evaluations": number}
+        row: Row = {**_kind(spec), **changes}
         row |= {"samples per class": count, "times each is seen": significant(seen / count)}
         found.append(row | _accuracy(scored))
         keep(POOL.joined(found[-1:]))
@@ -121,7 +121,7 @@ def measure_baseline(spec: RunSpec, files: list[bytes], repeats: int, workers: W
     """
     kind, count = sampled_kind(spec), spec.synthesis.samples_per_class
     paper = PAPER if kind == "edm" else {**PAPER, "sampler": SAMPLERS[kind][0]}
-    chosen = {"default": Sampling(count, {}), "as the paper": Sampling(count, paper, full_precision=True)}
+    chosen = {"default": Sampling(count, _sampler(spec)), "as the paper": Sampling(count, paper, full_precision=True)}
     made = {name: synthetic_set(spec, files, sampling, workers)[0] for name, sampling in chosen.items()}
     found = dict(zip(made, scores(spec, list(made.values()), repeats, workers), strict=True))
     seconds: dict[str, list[float]] = {name: [] for name in chosen}
@@ -132,8 +132,7 @@ def measure_baseline(spec: RunSpec, files: list[bytes], repeats: int, workers: W
     slow, best = seconds["as the paper"], statistics.fmean(found["as the paper"]["test"])
     rows: list[Row] = []
     for name, sampling in chosen.items():
-        settings = {**spec.module.of_kind().flat(), **sampling.changes}
-        row: Row = {**_kind(spec), "sampling": name, "sampler": settings["sampler"], "evaluations": settings["evaluations"]}
+        row: Row = {**_kind(spec), "sampling": name, **sampling.changes}
         row |= {"ms per sample": significant(1000 * statistics.median(seconds[name]) / timed)}
         row |= {"times faster": significant(statistics.median(a / b for a, b in zip(slow, seconds[name], strict=True)))}
         rows.append(row | _accuracy(found[name]) | {"points lost": percent(best - statistics.fmean(found[name]["test"]))})
@@ -214,6 +213,12 @@ def measure_switches(
         found.append(row)
         keep(SWITCHES.joined(found[-1:]))
     return SWITCHES.joined(found)
+
+
+def _sampler(spec: RunSpec) -> dict[str, Scalar]:
+    """Return the sampler of the spec and its evaluations, which need not be those that stand in the module files of a run."""
+    settings = spec.module.of_kind(sampled_kind(spec)).flat()
+    return {name: settings[name] for name in ("sampler", "evaluations")}
 
 
 def _levels_apart(one: ImageSet, other: ImageSet) -> float:

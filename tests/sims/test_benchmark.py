@@ -156,9 +156,17 @@ def test_pools_of_one_cost(toy):
     assert many == pytest.approx(2 * few, rel=0.02)
 
 
-def test_the_baseline_is_the_papers_sampler(toy):
-    """The paper's row has 99 evaluations and is once as fast as itself."""
+def test_the_baseline_is_the_papers_sampler(toy, monkeypatch):
+    """The paper's row has 99 evaluations and is once as fast as itself; the other samples as the settings say, not the files."""
+    asked, made = [], quality.synthetic_set
+
+    def spy(spec, files, sampling, workers):
+        asked.append(sampling.changes)
+        return made(spec, files, sampling, workers)
+
+    monkeypatch.setattr(quality, "synthetic_set", spy)
     output = call("evaluations", "--quick", "--baseline", "--repeats=1", *toy)
+    assert asked == [{"sampler": "dpmpp-2m", "evaluations": 2}, quality.PAPER]
     assert rows(output, 4) == ["2", "99"] and rows(output, 6)[1] == "1.00"
 
 
