@@ -180,7 +180,7 @@ class EDMSpec(UNetSpec):
     sigma_max: float = Field(default=10.0, ge=1e-6, le=1e6)
     rho: float = Field(default=7.0, ge=0.1, le=100)
     sampler: Literal["heun", "dpmpp-2m"] = "dpmpp-2m"
-    evaluations: int = Field(default=8, ge=1, le=1000)
+    evaluations: int = Field(default=6, ge=1, le=1000)
 
     @model_validator(mode="after")
     def _falling(self) -> Self:
@@ -205,7 +205,7 @@ class FlowSpec(UNetSpec):
     t_mean: float = Field(default=0.0, ge=-10, le=10)
     t_std: Positive = 1.0
     sampler: Literal["midpoint", "euler"] = "midpoint"
-    evaluations: int = Field(default=16, ge=1, le=1000)
+    evaluations: int = Field(default=12, ge=1, le=1000)
 
 
 class VAESpec(NetworkSpec):
