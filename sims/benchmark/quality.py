@@ -34,7 +34,10 @@ SAMPLES, OWN_CLASS = "synthesis.samples-per-class", "synthesis.own-class"
 WIRE_TYPES = ("float32", "float16", "bfloat16")
 _SAME = ("data set", "kind")
 _COLUMNS: dict[Part, tuple[str, str]] = {"val": ("validation %", "validation sd"), "test": ("accuracy %", "sd")}
-EVALUATIONS = Results("evaluations", "Accuracy against network evaluations per sample", (*_SAME, "sampler", "evaluations"))
+_TRAINED = ("steps", "samples per class")
+EVALUATIONS = Results(
+    "evaluations", "Accuracy against network evaluations per sample", (*_SAME, "sampler", "evaluations", *_TRAINED)
+)
 BASELINE = Results("baseline", "The default sampler against the paper's", (*_SAME, "sampling"))
 POOL = Results("pool", "Fresh samples at equal cost: more samples per class, fewer evaluations for each", (*_SAME, "evaluations"))
 SWITCHES = Results("switches", "Classifiers on validation images, one setting changed at a time", (*_SAME, "nodes", "switch"))
@@ -86,7 +89,8 @@ def measure_evaluations(
             made, seconds = synthetic_set(spec, files, Sampling(spec.synthesis.samples_per_class, changes), workers)
             finest = made if finest is None else finest
             [scored] = scores(spec, [made], repeats, workers)
-            row: Row = {**_kind(spec), **changes, **_accuracy(scored), "levels apart": _levels_apart(made, finest)}
+            row: Row = {**_kind(spec), **changes, **_trained(spec), **_accuracy(scored)}
+            row |= {"levels apart": _levels_apart(made, finest)}
             found.append(row | {"ms per sample": significant(1000 * seconds / len(made))})
             keep(EVALUATIONS.joined(found[-1:]))
     return EVALUATIONS.joined(found)
@@ -206,7 +210,7 @@ def measure_switches(
         metrics = [found["val"] for found in workers.map(train_and_score, tasks)]
         row: Row = {**_kind(spec), "nodes": nodes, "switch": switch or "none"}
         row |= {"own-class": one.synthesis.own_class if nodes else None}
-        row |= {"steps": one.classifier.steps, "samples per class": count}
+        row |= _trained(one)
         row |= _accuracy({"val": [float(each["accuracy"]) for each in metrics]})
         areas = [float(each["auroc"]) for each in metrics if each["auroc"] is not None]
         row |= {"validation AUROC %": percent(statistics.fmean(areas)) if areas else None}
@@ -243,6 +247,10 @@ def sampled_kind(spec: RunSpec) -> str:
 
 def _kind(spec: RunSpec) -> Row:
     return {"data set": spec.data.name, "kind": spec.module.kind}
+
+
+def _trained(spec: RunSpec) -> Row:
+    return dict(zip(_TRAINED, (spec.classifier.steps, spec.synthesis.samples_per_class), strict=True))
 
 
 def _accuracy(scored: Scores) -> Row:
