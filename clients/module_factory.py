@@ -153,12 +153,14 @@ def _check_count(site: Site, num_images: int, spec: ModuleSpec) -> None:
 
 
 def _progress(site: Site, name: str) -> Progress:
-    began = time.time()
+    told: list[tuple[float, float]] = []  # seconds and share: a fit may begin where an earlier process left it
 
     def progress(images_shown: int, share: float, loss: float) -> None:
-        left = (time.time() - began) * (1 - share) / share
-        text = "node %d: class %r at %.0f %% of its fit: %d images shown, loss %.3f, about %.0f s left"
-        logger.info(text, site.partition, name, 100 * share, images_shown, loss, left)
+        told.append((time.time(), share))
+        (began, before), (now, _) = told[0], told[-1]
+        rest = f", about {(now - began) * (1 - share) / (share - before):.0f} s left" if share > before else ""
+        text = "node %d: class %r at %.0f %% of its fit: %d images shown, loss %.3f%s"
+        logger.info(text, site.partition, name, 100 * share, images_shown, loss, rest)
 
     return progress
 

@@ -62,7 +62,16 @@ def prepare(spec: RunSpec, threads: int) -> torch.device:
             choose(not spec.deterministic)
         if (in_half := getattr(torch.backends.cuda, "allow_fp16_bf16_reduction_math_sdp", None)) is not None:  # since torch 2.5
             in_half(spec.deterministic)
+        _race_kernels(not spec.deterministic)
     return device
+
+
+def _race_kernels(race: bool) -> None:
+    """Let the compiler time kernels and take the fastest, or not: in each process another may win, and add in another order."""
+    import torch._inductor.config as inductor
+
+    if hasattr(inductor, "deterministic"):  # since torch 2.9
+        inductor.deterministic = not race
 
 
 @contextmanager
@@ -170,7 +179,7 @@ class _Compiled(nn.Module):
             weight.grad = None
 
     def _try(self, work: Callable[[Callable[..., Any]], Any], otherwise: Callable[[], Any]) -> Any:
-        if self.compiled is not None:
+        if self.compiled is not None and not _Compiled.broken:
             try:
                 return work(self.compiled)
             except torch.cuda.OutOfMemoryError:

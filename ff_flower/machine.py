@@ -40,6 +40,14 @@ def path_of(text: str | Path) -> Path:
         raise ConfigError(f"{str(text)!r}: must begin with ~/ for your own home, or with that of a user who is there") from error
 
 
+def is_visible(path: Path) -> bool:
+    """Tell whether there is something at ``path`` that this process may see: nothing is, in somebody else's private folder."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 @contextmanager
 def whole_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Give the name under which a file is written until it is whole, and then give it the name ``path``.

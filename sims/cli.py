@@ -12,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 from ff_flower.config import RunSpec
 
 from .defaults import render_config, write_config
-from .report import TextTable, load_metrics, run_tables, show, summarize
+from .report import TextTable, distinct, load_metrics, run_tables, show, summarize
 from .run import APP, presets, refusing
 
 # each with a command ``main``
@@ -65,7 +65,7 @@ def report(
 ) -> None:
     """Print the tables of one run, or the means over several."""
     with refusing():
-        found = [load_metrics(run) for run in runs]
+        found = [load_metrics(run) for run in distinct(runs)]
     show(run_tables(found[0]) if len(found) == 1 else [summarize(found)], markdown=markdown)
 
 

@@ -11,7 +11,7 @@ from ff_flower.errors import ConfigError, FederatedFactoryError
 from ff_flower.run_directory import RunDirectory, made_of, run_path
 
 from .processes.session import FlowerSession
-from .report import Metrics, load_metrics, show, summarize
+from .report import Metrics, gaps, load_metrics, show, summarize
 from .run import FAILED, PARTIAL, Fresh, Resources, Settings, execute, refusing, resolve_spec, start_afresh
 
 METHODS = ",".join(get_args(Method))
@@ -25,7 +25,7 @@ def plan(base: RunSpec, methods: str, seeds: str) -> list[RunSpec]:
     base : RunSpec
         What all runs share.
     methods, seeds : str
-        Separated by commas.
+        Separated by commas; what stands there twice is one.
 
     Raises
     ------
@@ -33,12 +33,12 @@ def plan(base: RunSpec, methods: str, seeds: str) -> list[RunSpec]:
         For an unknown method, or a seed that is no whole number.
     """
     known = list(get_args(Method))
-    names = [name.strip() for name in methods.split(",")]
+    names = list(dict.fromkeys(name.strip() for name in methods.split(",")))
     for name in names:
         if name not in known:
             raise ConfigError(unknown_name("method", name, known))
     try:
-        roots = [int(seed) for seed in seeds.split(",")]
+        roots = list(dict.fromkeys(int(seed) for seed in seeds.split(",")))
     except ValueError as error:
         raise ConfigError(f"seeds = {seeds!r}: must be whole numbers separated by commas, for example 0,1,2") from error
     return [from_run_config({**base.flat(), "method": name, "seed": seed}) for seed in roots for name in names]
@@ -90,6 +90,8 @@ def main(
                 if fresh or (metrics := finished(spec)) is None:
                     ended = execute(session, spec, resources, tell=_indented)
                     metrics, code = ended.metrics, ended.exit_code
+                    if code == PARTIAL and metrics is not None:
+                        print("the run is partial:", *gaps(metrics), sep="\n    ", file=sys.stderr, flush=True)
                     exit_code = FAILED if FAILED in (code, exit_code) else max(code, exit_code)
             except FederatedFactoryError as error:
                 print(f"    {error}", file=sys.stderr, flush=True)

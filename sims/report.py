@@ -69,7 +69,7 @@ def load_metrics(run: Path) -> Metrics:
     DataError
         Where there is none, it is not JSON, or it lacks what every run writes.
     """
-    path = run / "metrics.json" if run.is_dir() else run
+    path = _metrics_file(run)
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -81,6 +81,14 @@ def load_metrics(run: Path) -> Metrics:
         raise DataError(f"{path}: must have the keys {', '.join(missing)}; name the metrics.json of a finished run")
     found: Metrics = metrics
     return found
+
+
+def distinct(runs: Iterable[Path]) -> list[Path]:
+    """Return each run once: a link such as ``runs/latest``, the directory behind it and its metrics.json are one."""
+    found: dict[Path, Path] = {}
+    for run in runs:
+        found.setdefault(_metrics_file(run).resolve(), run)
+    return list(found.values())
 
 
 def run_tables(metrics: Metrics) -> list[TextTable]:
@@ -199,6 +207,10 @@ def _gaps(metrics: Metrics) -> TextTable:
     return TextTable("What is missing", ("what and why",), tuple((sentence,) for sentence in sentences), prose=True)
 
 
+def _metrics_file(run: Path) -> Path:
+    return run / "metrics.json" if run.is_dir() else run
+
+
 def _part(excluded: str) -> str:
     owner, _, label = excluded.partition("/")
     return f"label {label} of owner {owner}" if label else f"owner {owner}"
@@ -217,8 +229,9 @@ def _measures(run: Metrics, result: Metrics) -> tuple[str | float | None, ...]:
     """Return the numbers of one result in the order of the summary's columns, in percent, megabytes and seconds."""
     scores = (_scaled(result.get(name), 100) for name in ("accuracy", "auroc", "macro_f1"))
     sent = result.get("bytes", run["bytes"])
-    moved = (_scaled(sent.get(direction), 1e-6) for direction in ("up", "down"))
-    seconds = None if run.get("resumed") else run["seconds"].get("total")
+    resumed = run.get("resumed")  # the last session's seconds and all sessions' bytes: neither is what such a run takes
+    moved = (None if resumed else _scaled(sent.get(direction), 1e-6) for direction in ("up", "down"))
+    seconds = None if resumed else run["seconds"].get("total")
     return (*scores, result.get("round", run.get("rounds")), *moved, seconds)
 
 

@@ -20,7 +20,7 @@ from ff_flower.errors import ConfigError, FederatedFactoryError, RunError
 from ff_flower.machine import path_of, usable_cores, visible_gpus
 from ff_flower.run_directory import RunDirectory, cache_root, drop_finished_fits, run_path
 
-from .defaults import check_keys, flatten
+from .defaults import TABLE, check_keys, flatten
 from .processes.log_filter import LogFilter
 from .processes.session import FlowerSession
 from .processes.superlink import RunOutcome
@@ -326,7 +326,8 @@ def _preset_keys(preset: str) -> dict[str, Any]:
     if path is None:
         raise ConfigError(unknown_name("preset", preset, list(known)))
     try:
-        return flatten(tomllib.loads(path.read_text(encoding="utf-8")))
+        keys = flatten(tomllib.loads(path.read_text(encoding="utf-8")))
+        return {key.removeprefix(f"{TABLE}."): value for key, value in keys.items()}  # as `ff-flower config` prints them, too
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); there are: {', '.join(known)}") from error
     except ValueError as error:

@@ -1,5 +1,6 @@
 """``ff-flower validate``: the classifiers of finished runs, scored on validation images, by which settings may be chosen."""
 
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +19,7 @@ from ff_flower.metrics import classification_metrics, mean_metrics
 from ff_flower.run_directory import read_spec
 
 from .images import images_of
-from .report import Metrics, load_metrics, show, summarize
+from .report import Metrics, distinct, load_metrics, show, summarize
 from .run import refusing
 
 
@@ -28,17 +29,26 @@ def main(
 ) -> None:
     """Score the classifiers of runs on validation images, by which settings may be chosen; a report's test scores may not.
 
-    The product of experts and the nodes' mean need the nodes' weights, which a run keeps where its consensus holds poe.
+    Runs that keep no classifier are named and left out. The product of experts and the nodes' mean need the nodes' weights, which
+    a run keeps where its consensus holds poe.
     """
     with refusing():
-        found = [validated(run) for run in runs]
+        scored = {run: validated(run) for run in distinct(runs)}
+        without = [run for run, metrics in scored.items() if not metrics["results"]]
+        if without:
+            named = ", ".join(f"{run} ({scored[run]['method']})" for run in without)
+            said = f"{named}: keeps no classifier to score; name runs that have files in classifiers/"
+            if len(without) == len(scored):
+                raise DataError(said)
+            print(said, file=sys.stderr)
+        found = [metrics for metrics in scored.values() if metrics["results"]]
     show([summarize(found, "On validation images: mean ± standard deviation over runs")], markdown=markdown)
 
 
 def validated(run: Path) -> Metrics:
     """Return a run's metrics with the scores of its classifiers on validation images in the place of those on test images.
 
-    Results whose classifiers the run does not keep are left out.
+    Results whose classifiers the run does not keep are left out; there may be none.
 
     Parameters
     ----------
@@ -48,7 +58,7 @@ def validated(run: Path) -> Metrics:
     Raises
     ------
     DataError
-        Where the run did not finish, keeps no classifier, its images have changed, or this machine has no validation images of
+        Where the run did not finish, its images have changed, or this machine has no validation images of
         its set.
     RunError
         Where a file is no classifier of this run.
@@ -69,8 +79,6 @@ def validated(run: Path) -> Metrics:
             scores[name] = mean_metrics([classification_metrics(one, splits.val.labels) for one in logits])
         elif logits:
             scores[name] = classification_metrics(pooled(logits), splits.val.labels).as_dict()
-    if not scores:
-        raise DataError(f"{run}: keeps no classifier to score ({metrics['method']}); name a run that has files in classifiers/")
     return {**metrics, "results": {name: {**metrics["results"][name], **values} for name, values in scores.items()}}
 
 

@@ -69,8 +69,9 @@ class RepeatableAveraging(FedAvg):
         content = request_records(self.spec, range(self.spec.num_clients), server_round)
         content["arrays"] = self._sent = arrays
         num_bytes = count_bytes(content, "arrays")
-        for partition in range(self.spec.num_clients):
-            self.ledger.add("down", "weights", num_bytes, partition, server_round)
+        everybody = len(self._asked) == self.spec.num_clients
+        for partition in range(len(self._asked)):  # who of them has which partition only the replies tell
+            self.ledger.add("down", "weights", num_bytes, partition if everybody else -1, server_round)
         return self._construct_messages(content, self._asked, "train.average")
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:

@@ -29,6 +29,8 @@ def run_averaging(grid: Grid, splits: Splits, outcome: Outcome, device: torch.de
             "set data.val-fraction above 0"
         )
     outcome.ledger.transfers.clear()  # rounds are not resumed, so nothing of an earlier attempt counts
+    for record in ("metrics.json", "rounds.json"):  # of classifiers that the first round overwrites
+        (outcome.directory.path / record).unlink(missing_ok=True)
     strategy = RepeatableAveraging(spec, outcome.ledger)
     history = RoundHistory(spec, splits, outcome.directory, device)
     if outcome.progress is not None:

@@ -16,7 +16,8 @@ from ff_flower.messages import count_modules, read_fit_reply, read_signatures, s
 from ff_flower.metrics import Ledger, Transfer
 from ff_flower.registry import Expectation, ModuleRegistry, RegisteredModule, SignaturePolicy, module_id
 from ff_flower.reports import NO_IMAGES, FitReport
-from ff_flower.run_directory import RunDirectory, drop_finished_fits, modules_inputs
+from ff_flower.run_directory import RunDirectory, cache_root, drop_finished_fits, modules_inputs
+from ff_flower.synthesis import SampleCache
 from ff_flower.vetting import Vetting, open_module
 
 from .nodes import Failure
@@ -124,7 +125,7 @@ class Collection:
     def give_up(self, partition: int) -> None:
         """Drop what came for a partition that two nodes claim, and what an earlier session kept: nobody can tell whose it is."""
         for module in self.modules_of(partition):
-            self.registry.remove(module.module_id)
+            self._drop(module.module_id)
         self.reports.pop(partition, None)
         self.refused = [one for one in self.refused if one["partition"] != partition]
         for transfer in self._transfers.pop(partition, []):
@@ -145,7 +146,13 @@ class Collection:
         reported = self._partitions()
         for module in list(self.registry):
             if module.module_id not in reported:
-                self.registry.remove(module.module_id)
+                self._drop(module.module_id)
+
+    def _drop(self, module_id: str) -> None:
+        """Remove a registered module with what was drawn from it: no later request to forget its owner would name it."""
+        self.registry.remove(module_id)
+        SampleCache(cache_root(self.spec) / "samples").remove(module_id)
+        self._unshare(module_id)
 
     def vet(self, device: torch.device) -> None:
         """Quarantine the modules that may not be used, see `ff_flower.vetting`.
@@ -187,9 +194,10 @@ class Collection:
         if len(self.registry) < self.spec.min_modules or len(labels) < self.spec.min_classes:
             causes = {failure.reason for failure in missing} | {str(refusal["detail"]) for refusal in self.refused}
             causes |= {str(declined["reason"]) for declined in self.declined()}
+            why = f"the causes: {'; '.join(sorted(causes))}" if causes else "no node has more, so lower them where that is meant"
             raise RunError(
                 f"{len(self.registry)} modules of {len(labels)} classes arrived: min-modules is {self.spec.min_modules} and "
-                f"min-classes is {self.spec.min_classes}; the causes: {'; '.join(sorted(causes))}"
+                f"min-classes is {self.spec.min_classes}; {why}"
             )
 
     def digest(self) -> str:
@@ -242,13 +250,18 @@ class Collection:
     def _quarantine(self, data: bytes, error: VerificationError, partition: int) -> None:
         self.registry.quarantine(data, error, source=f"node {partition}")
         # A module that is another's stays in the store, where its owner may have left it.
-        if error.rule != "owner" and (store := shared_store(self.spec)) is not None:
-            try:
-                store.remove(module_id(data))
-            except OSError as left:
-                logger.warning("fit: module %s stays in the shared store (%s)", module_id(data)[:12], left.strerror)
+        if error.rule != "owner":
+            self._unshare(module_id(data))
         self.refused.append({"partition": partition, "rule": error.rule, "detail": error.detail})
         logger.warning("fit: a module of node %d is quarantined: %s", partition, error)
+
+    def _unshare(self, module_id: str) -> None:
+        """Remove a module from the store that nodes read, where there is one."""
+        if (store := shared_store(self.spec)) is not None:
+            try:
+                store.remove(module_id)
+            except OSError as left:
+                logger.warning("fit: module %s stays in the shared store (%s)", module_id[:12], left.strerror)
 
     def _check_claims(self, module: RegisteredModule, report: FitReport) -> None:
         """Refuse a module that is not the one its owner reported for its label, or whose tensors do not make a network."""

@@ -144,7 +144,7 @@ class FederatedFactory(Strategy):
         self._asked_at = time.time()
         logger.info("fit: %d of %d nodes have modules to fit", len(wanted), self.spec.num_clients)
         self.progress.enter("fit")
-        self.progress.expect(wanted, self._classes_held(), at_once=self.roll is not None)
+        self.progress.expect(wanted, self._classes_held(), at_once=self.spec.data.elsewhere)
         self._take = self._take_modules
         content = request_records(self.spec, wanted, server_round, self.federation)
         return instructions(content, self._asked, MessageType.TRAIN, self.spec.timeout)
@@ -197,7 +197,7 @@ class FederatedFactory(Strategy):
         content.update(module_records(self.collection.registry.files(), shared_store(self.spec)))
         content.update(signature_record(signatures := self.collection.registry.signatures()))
         receivers = {partition: self._node_ids[partition] for partition in wanted if partition in self._node_ids}
-        self.progress.expect(receivers, {}, at_once=False)
+        self.progress.expect(receivers, {}, at_once=self.spec.data.elsewhere)
         self._asked = list(receivers.values())
         num_bytes, set_bytes = count_modules(content), self.collection.registry.num_bytes()
         for partition in receivers:

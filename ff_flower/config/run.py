@@ -231,10 +231,11 @@ class RunSpec(Spec):
         return OWN if self.data.own else self.partition.kind
 
     def for_nodes(self) -> "RunSpec":
-        """Return what nodes are sent: those of a deployment have folders of their own in the place of the server's."""
+        """Return what nodes are sent: those of a deployment have folders of their own, unless they share modules on a disk."""
         if not self.data.elsewhere:
             return self
-        return self.model_copy(update={"out": "", "data": self.data.model_copy(update={"root": "", "server_test": ""})})
+        out = self.out if self.transport == "reference" else ""
+        return self.model_copy(update={"out": out, "data": self.data.model_copy(update={"root": "", "server_test": ""})})
 
     def check_sites(self) -> None:
         """Refuse settings of sites with images of their own that contradict each other (ConfigError)."""

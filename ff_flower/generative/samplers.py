@@ -53,7 +53,8 @@ def dpm_solver_2m(denoise: Denoise, x: Tensor, sigmas: list[float]) -> Tensor:
     """Integrate by DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2), one evaluation per step.
 
     Each step is exact for a denoiser that is constant, and of second order in its length in -ln(sigma); the denoiser's slope
-    comes from the step before. The first step and one to 0 are of first order. Parameters are those of `heun`.
+    comes from the step before. The first step, one after a step of no length, and one to 0 are of first order. Parameters are
+    those of `heun`.
     """
     earlier: Tensor | None = None
     last = 0.0
@@ -63,7 +64,7 @@ def dpm_solver_2m(denoise: Denoise, x: Tensor, sigmas: list[float]) -> Tensor:
             return clean
         ratio = torch.tensor(following / sigma, dtype=torch.float64)
         step = float(-ratio.log())
-        ahead = clean if earlier is None else clean + step / (2 * last) * (clean - earlier)
+        ahead = clean if earlier is None or not last else clean + step / (2 * last) * (clean - earlier)
         x = float(ratio) * x + (1 - float(ratio)) * ahead
         earlier, last = clean, step
     return x

@@ -11,6 +11,7 @@ from typing import Any
 from ..config import Exclusion, RunSpec
 from ..environment import source_digest
 from ..errors import RunError
+from ..machine import is_visible
 from ..registry import ModuleRegistry
 from ..run_directory import RunDirectory, answer_inputs, file_digest, modules_inputs, student_inputs
 from .comparison import Compared
@@ -207,7 +208,7 @@ class Certificate:
         return sentences
 
     def _holds(self, other: Path) -> bool:
-        return any((other / "modules" / f"{module_id}.safetensors").exists() for module_id in self.entry.modules)
+        return any(is_visible(other / "modules" / f"{module_id}.safetensors") for module_id in self.entry.modules)
 
 
 def certificate_name(number: int) -> str:
@@ -243,14 +244,14 @@ def write_certificate(certificate: Certificate) -> Path:
 
 def _classes(entry: Entry, registry: Iterable[Any]) -> dict[str, list[int]]:
     """Return the labels that nobody holds any more, those that lost an owner, and the others."""
-    touched = {int(module["label"]) for module in entry.modules.values()}
-    before = {int(module["label"]) for module in entry.before["modules"].values()}
+    names = {int(module["label"]): module["label_name"] for module in entry.modules.values()}
+    touched, before = set(names), {int(module["label"]) for module in entry.before["modules"].values()}
     left = {module.manifest.label for module in registry}
     return {
         "forgotten": sorted(touched - left),
         "fewer_owners": sorted(touched & left),
-        "retained": sorted(before - touched),
-        "names": [entry.before["classes"][label] for label in sorted(touched - left) if label < len(entry.before["classes"])],
+        "retained": sorted((before - touched) & left),
+        "names": [names[label] for label in sorted(touched - left)],
     }
 
 

@@ -112,11 +112,11 @@ def forget(run: Path, owners: Collection[str], modules: Collection[str], work: W
 
 
 def waits_for_nodes(directory: RunDirectory, spec: RunSpec) -> bool:
-    """Tell whether a run lacks a fit or an answer of a node that it did not give up; only nodes can give these."""
+    """Tell whether a run lacks what only nodes can give: a fit or an answer of one that it did not give up, or a lost score."""
     stages = ["fit", "answer"] if spec.synthesis.site == "client" else ["fit"]
     there, without = directory.receipts(), given_up(directory)
     awaited = [one for one in participants(directory.path, spec) if one not in without]
-    return any(f"{stage}-{one}" not in there for stage in stages for one in awaited)
+    return bool(_lost(directory)) or any(f"{stage}-{one}" not in there for stage in stages for one in awaited)
 
 
 def given_up(directory: RunDirectory) -> dict[str, str]:

@@ -140,12 +140,14 @@ def _quarantined(run: Path, exclusion: Exclusion, module_ids: Collection[str]) -
     folder = run / "modules" / "quarantine"
     if not folder.exists():
         return []
-    names, stems = owner_names(run), set()
-    for refusal in read_refusals(run / "modules"):
-        sender = refusal.source.removeprefix("node ")
-        copied = refusal.sha256 in module_ids or sender.partition(".")[0] in module_ids
-        near = any(f"module {module_id[:12]} " in refusal.detail for module_id in module_ids)  # so vetting names the original
-        if copied or near or _concerns(refusal, names.get(sender, sender), folder, exclusion):
+    names, refusals = owner_names(run), read_refusals(run / "modules")
+    sources = {refusal: refusal.source.removeprefix("node ") for refusal in refusals}
+    stems = {one.sha256 for one, sender in sources.items() if _concerns(one, names.get(sender, sender), folder, exclusion)}
+    # Others' copies go, also of what was refused itself, but for a module that stays where somebody else's copy was refused.
+    originals = {*module_ids, *(stem for stem in stems if not (run / "modules" / f"{stem}.safetensors").exists())}
+    for refusal, sender in sources.items():
+        copied = refusal.sha256 in originals or sender.partition(".")[0] in originals
+        if copied or any(f"module {original[:12]} " in refusal.detail for original in originals):  # so vetting names it
             stems.add(refusal.sha256)
     return [path for path in _files(folder) if _digest(path) in stems]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..config import Exclusion, RunSpec, from_run_config
 from ..errors import ConfigError, RunError
-from ..machine import path_of
+from ..machine import is_visible, path_of
 from ..metrics import Ledger
 from ..registry import ModuleRegistry, RegisteredModule
 from ..run_directory import RunDirectory, cache_root, file_digest, read_spec, run_path
@@ -45,7 +45,7 @@ def open_run(run: Path) -> tuple[RunSpec, Path]:
 def caches_of(spec: RunSpec, run: Path) -> list[Path]:
     """Return the folders of shared samples: beside the run, and where it was made if that is still there."""
     made = from_run_config(read_spec(run))
-    return list(dict.fromkeys([cache_root(spec), *([cache_root(made)] if made.out and cache_root(made).exists() else [])]))
+    return list(dict.fromkeys([cache_root(spec), *([cache_root(made)] if made.out and is_visible(cache_root(made)) else [])]))
 
 
 def check_whole(directory: RunDirectory) -> None:

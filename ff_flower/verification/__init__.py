@@ -21,7 +21,7 @@ rule                   what is found
 ``quarantine``         a report of a refusal that cannot be read, or bytes that are not those it names
 ``ledger``             the transfers do not add up to the bytes that the results name
 ``forgotten``          something of a forgotten module or owner is still there
-``unexpected``         a file, link or folder that no run leaves behind
+``unexpected``         a file or link that no run leaves behind, or a folder in the place of a file
 ``unfinished``         a part of a file that was being written (a remark)
 =====================  ========================================================================================================
 

@@ -115,8 +115,7 @@ def _check_report(
         module = run.modules.get(digest)
         if module is None:
             present = is_module_id(digest) and (run.path / "modules" / f"{digest}.safetensors").exists()
-            forgotten = digest in run.tombstone.module_ids  # another's, which this owner once sent as its own
-            if not (digest in senders or present or forgotten):
+            if not (digest in senders or present or _is_forgotten(run, digest)):
                 yield Finding(name, "module-missing", f"its module {digest[:12]}... for label {label} is not there")
             continue
         manifest = module.manifest
@@ -126,6 +125,12 @@ def _check_report(
         said = (label, report.label_counts.get(label), owner)
         if found != said:
             yield Finding(name, "claims", f"label, images and owner are {said} here, {found} in module {digest[:12]}...")
+
+
+def _is_forgotten(run: RunContents, digest: str) -> bool:
+    """Tell whether a module that a node sent went with another owner: it was that one's, or a refused copy of it."""
+    refused = f"modules/quarantine/{digest}.json"
+    return digest in run.tombstone.module_ids or any(refused in entry.removed for entry in run.tombstone.entries)
 
 
 def _senders(run: RunContents) -> dict[str, set[str]]:

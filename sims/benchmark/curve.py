@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ff_flower.accelerator import select_device
+from ff_flower.accelerator import prepare
 from ff_flower.classifiers import build_classifier, cross_entropy, predict, schedule_of, train
 from ff_flower.config import RunSpec, Scalar, TrainingSpec
 from ff_flower.data import load_splits
@@ -119,12 +119,11 @@ def plan(spec: RunSpec, budget: float, rates: Rates) -> RunSpec:
 
 def measure_rates(spec: RunSpec, repeats: int = 3) -> Rates:
     """Time a block of samples and some steps of the classifier; this is planning, and not counted in a budget."""
-    device, at_once, splits = select_device(spec.device), usable_cores(), load_splits(spec.data, spec.seed)
+    threads = torch.get_num_threads()
+    device, at_once, splits = prepare(spec, 1), usable_cores(), load_splits(spec.data, spec.seed)  # the run's own kernels
     cores = 1 if device.type == "cuda" else at_once  # nodes share one GPU: two at once take twice as long
     shape, policy = splits.info.shape, splits.info.augmentation
-    threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(1)
         sample, image = _sample_seconds(spec, shape, device), _image_seconds(spec, shape, device, repeats)
         alone = _step_seconds(spec, shape, policy, device, repeats)
         torch.set_num_threads(cores)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ff_flower.accelerator import prepare
+from ff_flower.accelerator import prepare, select_device
 from ff_flower.classifiers import fit_classifier, predict, real_and_synthetic
 from ff_flower.config import RunSpec, Scalar, from_run_config
 from ff_flower.data import ImageSet, load_splits
@@ -135,7 +135,8 @@ def module_file(
 
 def fitted_files(spec: RunSpec, workers: Workers) -> list[bytes]:
     """Return the module files of all classes, from the cache of an earlier command where code and settings are the same."""
-    settings = repr(sorted({**spec.data.flat(), **spec.module.flat(), "seed": spec.seed}.items()))
+    process = {"device": select_device(spec.device).type, "threads": spec.threads, "deterministic": spec.deterministic}
+    settings = repr(sorted({**spec.data.flat(), **spec.module.flat(), "seed": spec.seed, **process}.items()))
     folder = cache_root(spec) / "benchmark" / combined_digest(settings, source_digest())[:16]
     paths = [folder / f"{label}.safetensors" for label in range(load_splits(spec.data, spec.seed).num_classes)]
     absent = [label for label, path in enumerate(paths) if not path.exists()]

@@ -204,7 +204,8 @@ def measure_switches(
         one = overlaid(spec, [switch] if switch else [])
         count = one.synthesis.samples_per_class
         if count not in pools:
-            pools[count], _ = synthetic_set(one, files, Sampling(count, {}), workers)
+            changes = _sampler(one) if one.module.kind in SAMPLERS else {}
+            pools[count], _ = synthetic_set(one, files, Sampling(count, changes), workers)
         images, labels = pools[count].images.numpy(), pools[count].labels.numpy()
         tasks = [(one, images, labels, number, ("val",), node) for node in who for number in range(repeats)]
         metrics = [found["val"] for found in workers.map(train_and_score, tasks)]

@@ -28,6 +28,7 @@ def measure_synthesis(spec: RunSpec, files: list[bytes], nodes: int, processes: 
     with Workers(min(processes, 1)) as one, Workers(processes) as all_of_them:
         for workers, width in ((one, min(processes, 1)), (all_of_them, processes)):
             workers.map(_warm, [(spec,)] * width)
+        _timed(spec, files[:1], 1, one)  # compiles where networks are compiled
         for _ in range(repeats):
             for case in cases:
                 seconds[case].append(_timed(spec, files, case[0], one if case[1] <= 1 else all_of_them))

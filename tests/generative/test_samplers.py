@@ -74,6 +74,15 @@ def test_evaluations_are_counted_exactly(evaluations: int) -> None:
     assert asked == 4 * evaluations
 
 
+def test_levels_that_round_to_one_are_no_division_by_zero() -> None:
+    """Where the lowest level is the highest but for rounding, steps have no length, and the result is the denoiser's."""
+    levels = sigma_schedule(6, 9.999999999999998, 10.0, 100.0)
+    assert max(levels) - min(levels[:-1]) < 1e-12
+    for integrate in (heun, dpm_solver_2m):
+        end = integrate(lambda x, level: 0 * x + 3, normal(2, 1, 2, 2), levels)
+        assert torch.allclose(end, torch.full_like(end, 3))
+
+
 def test_odd_evaluations_correct_every_step_but_the_last() -> None:
     """Of Heun's steps all that can be are of second order where the number of evaluations is odd, as in EDM's algorithm 1."""
     for evaluations in range(1, 20, 2):

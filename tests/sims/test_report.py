@@ -5,9 +5,11 @@ import math
 from statistics import fmean, stdev
 
 import pytest
+from typer.testing import CliRunner
 
 from ff_flower.errors import DataError
-from sims.report import TextTable, gaps, load_metrics, run_tables, show, summarize
+from sims.cli import app
+from sims.report import TextTable, distinct, gaps, load_metrics, run_tables, show, summarize
 from sims.run import wall_clock
 
 RECALL = {"accuracy": 0.5, "auroc": None, "macro_f1": 1 / 3, "per_class_recall": [1.0, 0.0]}
@@ -69,11 +71,12 @@ def test_totals_stand_last():
     assert [row[0] for row in table(tables, "Traffic").rows] == ["modules-up", "up", "down"]
 
 
-def test_seconds_are_of_runs_in_one_session():
-    """A run that went on with what an earlier session left has no seconds in the means, and its other numbers are there."""
-    runs = [metrics(), metrics(seed=1, resumed=True)]
-    rows = {row[3]: row for row in summarize(runs).rows}
-    assert rows["server"][4] == "2" and rows["server"][-1] == "12"
+def test_seconds_and_bytes_are_of_runs_in_one_session():
+    """A run that went on with what an earlier session left has no seconds or bytes in the means; its other numbers are there."""
+    again = metrics(seed=1, resumed=True)
+    again["results"]["server"]["bytes"] = {"up": 9_000_000, "down": 9_000_000}
+    alone, both = ({row[3]: row for row in summarize(runs).rows} for runs in ([metrics()], [metrics(), again]))
+    assert both["server"][4] == "2" and both["server"][-3:] == alone["server"][-3:] and both["server"][-1] == "12"
 
 
 def test_seconds_outside_the_stages_are_told_of_what_was_made_now():
@@ -157,6 +160,19 @@ def test_metrics_are_found_by_run_and_by_file(tmp_path):
     """A run directory and its metrics.json name the same run."""
     (tmp_path / "metrics.json").write_text(json.dumps(metrics()))
     assert load_metrics(tmp_path) == load_metrics(tmp_path / "metrics.json") == metrics()
+
+
+def test_a_run_counts_once(tmp_path):
+    """A run that is named twice, by its directory, its file or a link, is one run in a report."""
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for seed, run in enumerate(runs):
+        run.mkdir()
+        (run / "metrics.json").write_text(json.dumps(metrics(seed=seed)))
+    (tmp_path / "latest").symlink_to("two")
+    named = [*runs, tmp_path / "latest", tmp_path / "latest" / "metrics.json", tmp_path / "." / "one"]
+    assert distinct(named) == runs and distinct(reversed(named)) == named[:2:-1]
+    told = [CliRunner().invoke(app, ["report", *map(str, some)]).output for some in (runs, named)]
+    assert told[0] == told[1]
 
 
 @pytest.mark.parametrize(

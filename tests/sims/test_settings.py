@@ -66,6 +66,15 @@ def test_a_preset_is_toml(tmp_path):
         resolve_spec(str(tmp_path / "mine.toml"))
 
 
+def test_the_printed_defaults_are_a_preset(tmp_path):
+    """What `ff-flower config` prints can be kept, changed and run: without a change it is the defaults."""
+    path = tmp_path / "mine.toml"
+    path.write_text(CliRunner().invoke(app, ["config"]).stdout)
+    assert resolve_spec(str(path)) == resolve_spec()
+    path.write_text(path.read_text().replace("num-clients = 10", "num-clients = 7"))
+    assert resolve_spec(str(path)).num_clients == 7
+
+
 def test_folders_become_absolute(tmp_path, monkeypatch):
     """Folders are made absolute from here, since the run's processes start elsewhere, and name the same place as there."""
     monkeypatch.chdir(tmp_path)

@@ -65,6 +65,14 @@ def test_several_runs_are_summarized(digits, tmp_path):
     assert f"{np.mean(scores):.2f} ± {np.std(scores, ddof=1):.2f}" in validate(*paths).output
 
 
+def test_runs_without_classifiers_are_named_and_left_out(digits, tmp_path):
+    """Of several runs those that keep no classifier, as `local` keeps none, are named beside the table of the others."""
+    write_set(tmp_path / "own.npz", digits, digits.val)
+    local, whole = (make(tmp_path, method=method) for method in ("local", "centralized"))
+    both, alone = validate(local, whole), validate(whole)
+    assert both.exit_code == 0 and alone.stdout == both.stdout and f"{local} (local)" in both.stderr
+
+
 def test_what_cannot_be_scored_is_refused_with_the_reason(digits, tmp_path):
     """No classifiers, no validation images, a damaged file, changed images and no run: each is named, with exit code 2."""
     write_set(tmp_path / "own.npz", digits, digits.val)

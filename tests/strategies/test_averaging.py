@@ -2,6 +2,7 @@
 
 import math
 import struct
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -296,6 +297,24 @@ def test_a_node_that_is_gone_is_missing_from_the_rounds_after(tmp_path):
     metrics = directory.read_json("metrics.json")
     assert metrics["missing"] == [{"partition": 2, "reason": f"round {number}: no reply"} for number in (2, 3)]
     assert len(directory.read_json("rounds.json")) == 3
+    sent = Counter(one.server_round for one in Ledger.read(directory.path / "ledger.jsonl").transfers if one.direction == "down")
+    assert sent == {1: 5, 2: 4, 3: 4}  # what was not sent is not counted
+
+
+def test_scores_of_overwritten_classifiers_do_not_stay(tmp_path):
+    """Rounds begin anew with every session, so that one that dies leaves no scores of the classifiers that it overwrote."""
+    spec = tiny(tmp_path, method="fedavg", averaging__rounds=3)
+    directory = run(LosingGrid(app, spec.num_clients), spec)
+
+    def interrupt(partition, reply):
+        if (directory.path / "rounds.json").exists():
+            return reply
+        raise KeyboardInterrupt
+
+    assert directory.metrics()["results"]
+    with pytest.raises(KeyboardInterrupt):
+        run(LocalGrid(app, spec.num_clients, tamper=interrupt), spec)
+    assert directory.metrics() == {} and (directory.path / "classifiers" / "last_round.safetensors").exists()
 
 
 class RestartingGrid(LocalGrid):

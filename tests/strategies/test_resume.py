@@ -172,10 +172,13 @@ def test_an_interrupted_run_goes_on_where_it_stopped(finished, run_tiny, tmp_pat
 
 
 def test_a_module_that_no_report_names_is_withdrawn(upload_only, other_settings, tmp_path):
-    """A module left by an interrupted session, which its owner does not name any more, is no part of the run."""
+    """A module left by an interrupted session, which its owner does not name any more, is no part of the run or its cache."""
     copy = upload_only.copy(tmp_path)
     name, data = next(iter(other_settings.modules().items()))
     copy.directory.write(f"modules/{name}", data)
+    drawn = tmp_path / "copy" / "cache" / "samples" / name.partition(".")[0] / "0-64.npy"
+    drawn.parent.mkdir(parents=True)
+    drawn.write_bytes(b"samples")
     (copy.directory.path / "metrics.json").unlink()
     again = copy.again()
-    assert again.modules() == upload_only.modules() and again.scores() == upload_only.scores()
+    assert again.modules() == upload_only.modules() and again.scores() == upload_only.scores() and not drawn.parent.exists()

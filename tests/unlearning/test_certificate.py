@@ -1,6 +1,8 @@
 """The certificate, and what reaches the nodes and the disk."""
 
+import errno
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -12,7 +14,7 @@ from ff_flower.config import Exclusion
 from ff_flower.errors import ConfigError, RunError, VerificationError
 from ff_flower.registry import ModuleRegistry, SignaturePolicy
 from ff_flower.run_directory import RunDirectory, file_digest
-from ff_flower.unlearning import Work, compare_runs, drop_copies, forget, open_run
+from ff_flower.unlearning import Tombstone, Work, compare_runs, drop_copies, forget, open_run, waits_for_nodes
 from sims.forget import plan_work
 
 
@@ -194,6 +196,7 @@ def test_what_was_refused_or_cut_off_goes_too(whole):
     near = VerificationError("near-duplicate", "samples are those of another")
     copy = VerificationError("duplicate", f"the weights are those of module {name[:12]} (owner '3', label '1'); a module is")
     refused = registry.quarantine(b"refused", near, source="node 3").stem
+    again = VerificationError("duplicate", f"the weights are those of module {refused[:12]} (owner '3', label '1'); a module is")
     left = [
         whole / "modules" / f"{name}.safetensors.0a1b2c3d.part",
         cache / "received" / "tmp1" / f"{name}.safetensors",
@@ -201,8 +204,9 @@ def test_what_was_refused_or_cut_off_goes_too(whole):
         cache / "modules" / f".{name}.0a1b.part",
         cache / "samples" / refused / "0-64.npy",
         registry.quarantine(b"a copy", copy, source="node 2"),
+        registry.quarantine(b"a copy of what was refused", again, source="node 1"),
     ]
-    for path in left[:-1]:
+    for path in left[:-2]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
     others = cache / "received" / "tmp1" / f"{next(iter(modules_of(whole, '2')))}.safetensors"
@@ -257,6 +261,31 @@ def test_a_run_with_refused_modules_forgets(tmp_path):
     assert ModuleRegistry(path / "modules").quarantined() == []
 
 
+def test_what_nobody_may_look_into_keeps_nobody_from_forgetting(uploaded, monkeypatch):
+    """A private folder beside the run, and one where the run was made, are passed over, and the certificate is written."""
+    (uploaded.parent / "lost+found").mkdir()
+    values = json.loads((uploaded / "spec.json").read_text())
+    (uploaded / "spec.json").write_text(json.dumps(values | {"out": "/lost+found/runs"}))
+    stat = os.stat
+
+    def refusing(path, *arguments, **options):
+        if not isinstance(path, int) and "lost+found/" in os.fspath(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    assert certificate(forget_owner(uploaded, "3"))["rebuild"]["done"]
+
+
+def test_a_lost_score_waits_for_the_nodes(uploaded):
+    """Where a node was lost after the purge, though all it gave is there, the nodes are asked again."""
+    forget(uploaded, ["3"], (), Work())
+    directory, spec = RunDirectory(uploaded), Tombstone.read(uploaded).effective(open_run(uploaded)[0])
+    assert not waits_for_nodes(directory, spec)
+    directory.write_json("metrics.json", {"missing": [{"partition": 1, "reason": "silent"}]})
+    assert waits_for_nodes(directory, spec)
+
+
 def test_requests_that_wait_for_one_rebuilding_are_all_proved(whole):
     """Certificates written together prove the run without all of their requests; none counts another's files as changed."""
     for owner in ("3", "1"):
@@ -266,3 +295,5 @@ def test_requests_that_wait_for_one_rebuilding_are_all_proved(whole):
     for path in done.certificates:
         told = json.loads(path.read_text())
         assert told["proof"]["modules_after_are_before_without_forgotten"] and told["amended"] == []
+        names = {label: str(label) for label in told["classes"]["forgotten"]}  # of digits
+        assert len(names) == 2 and told["classes"]["names"] == [*names.values()] and len(told["classes"]["retained"]) == 6

@@ -13,6 +13,7 @@ from ff_flower.config import ClassifierSpec
 from ff_flower.errors import RunError, VerificationError
 from ff_flower.metrics import rounded_count
 from ff_flower.registry import ModuleRegistry, SignaturePolicy
+from ff_flower.run_directory import RunDirectory
 from ff_flower.unlearning import Tombstone, Work, forget
 from ff_flower.verification import RunContents, verify_run
 from ff_flower.verification.run import check_classifiers, counts_agree, network_shapes
@@ -94,6 +95,19 @@ def test_a_thief_does_not_remember_the_forgotten(copied, signed_run, policy):
     copied = copied.rename(copied.with_name(signed_run.name))
     assert forget(copied, ["1"], [], Work()).error == ""
     assert broken(copied, policy) == set() and not list(copied.rglob(f"*{digest}*"))
+
+
+def test_a_refused_copy_goes_with_the_forgotten(copied, signed_run, policy):
+    """A module that was refused as a copy of a forgotten one is gone too, and its sender's report accuses nobody."""
+    copied = copied.rename(copied.with_name(signed_run.name))
+    original, copy = (next(iter(json.loads((copied / f"nodes/{one}/fit.json").read_text())["modules"].values())) for one in "13")
+    registry, file = ModuleRegistry(copied / "modules"), copied / f"modules/{copy}.safetensors"
+    error = VerificationError("duplicate", f"the weights are those of module {original[:12]} (owner '1', label '1'); a module is")
+    registry.quarantine(file.read_bytes(), error, source="node 3")
+    registry.remove(copy)
+    RunDirectory(copied).withdraw(list(RunDirectory(copied).receipts()))
+    assert forget(copied, ["1"], [], Work()).error == ""
+    assert broken(copied, policy) == set() and not list(copied.rglob(f"*{copy}*"))
 
 
 @pytest.mark.parametrize("labels", [0, 2])
