@@ -36,7 +36,7 @@ run: setup  ## the main job: digits over 10 nodes in simulation, or PRESET=name 
 compare: setup  ## all methods over seeds, one table: mean and standard deviation (PRESET=name, ARGS=...)
 	$(BIN)/python -m sims.compare $(CHOICE) $(ARGS)
 
-bench: setup  ## one measurement: ARGS=modules, evaluations, pool, wire, synthesis, batched, curve, scale, growth or soak, with options
+bench: setup  ## one measurement: ARGS=modules, evaluations, pool, wire, switches, memorization, synthesis, batched, curve, scale, growth or soak, with options
 	$(BIN)/python -m sims.benchmark $(ARGS)
 
 attacks: setup  ## the table of attacks and poisonings: caught or not, by which rule

@@ -34,14 +34,12 @@ def main(
     """
     with refusing():
         scored = {run: validated(run) for run in distinct(runs)}
-        without = [run for run, metrics in scored.items() if not metrics["results"]]
-        if without:
-            named = ", ".join(f"{run} ({scored[run]['method']})" for run in without)
-            said = f"{named}: keeps no classifier to score; name runs that have files in classifiers/"
-            if len(without) == len(scored):
+        found = [metrics for metrics in scored.values() if metrics["results"]]
+        if without := [f"{run} ({metrics['method']})" for run, metrics in scored.items() if not metrics["results"]]:
+            said = f"{', '.join(without)}: keeps no classifier to score; name runs that have files in classifiers/"
+            if not found:
                 raise DataError(said)
             print(said, file=sys.stderr)
-        found = [metrics for metrics in scored.values() if metrics["results"]]
     show([summarize(found, "On validation images: mean ± standard deviation over runs")], markdown=markdown)
 
 
@@ -58,8 +56,7 @@ def validated(run: Path) -> Metrics:
     Raises
     ------
     DataError
-        Where the run did not finish, its images have changed, or this machine has no validation images of
-        its set.
+        Where the run did not finish, its images have changed, or this machine has no validation images of its set.
     RunError
         Where a file is no classifier of this run.
     """

@@ -182,3 +182,13 @@ def test_a_module_gives_the_settings_of_its_kind() -> None:
         module: Any = from_run_config({"module.kind": kind}).module
         assert module.of_kind() is getattr(module, kind)
         assert RunSpec().module.of_kind(kind) == getattr(RunSpec().module, kind)
+
+
+@pytest.mark.parametrize(("transport", "out"), [("inline", ""), ("reference", "/shared/runs")])
+def test_sites_are_told_the_folder_that_they_share_and_no_other(transport, out):
+    """Nodes of a deployment learn where the server's runs lie just where they read modules there; paths to images never."""
+    spec = RunSpec(
+        transport=transport, out="/shared/runs", data={"name": "sites", "root": "/srv", "server_test": "npz:/srv/a.npz"}
+    )
+    sent = spec.for_nodes()
+    assert (sent.out, sent.data.root, sent.data.server_test) == (out, "", "")

@@ -34,9 +34,10 @@ SAMPLES, OWN_CLASS = "synthesis.samples-per-class", "synthesis.own-class"
 WIRE_TYPES = ("float32", "float16", "bfloat16")
 _SAME = ("data set", "kind")
 _COLUMNS: dict[Part, tuple[str, str]] = {"val": ("validation %", "validation sd"), "test": ("accuracy %", "sd")}
-_TRAINED = ("steps", "samples per class")
 EVALUATIONS = Results(
-    "evaluations", "Accuracy against network evaluations per sample", (*_SAME, "sampler", "evaluations", *_TRAINED)
+    "evaluations",
+    "Accuracy against network evaluations per sample",
+    (*_SAME, "sampler", "evaluations", "steps", "samples per class"),
 )
 BASELINE = Results("baseline", "The default sampler against the paper's", (*_SAME, "sampling"))
 POOL = Results("pool", "Fresh samples at equal cost: more samples per class, fewer evaluations for each", (*_SAME, "evaluations"))
@@ -251,7 +252,7 @@ def _kind(spec: RunSpec) -> Row:
 
 
 def _trained(spec: RunSpec) -> Row:
-    return dict(zip(_TRAINED, (spec.classifier.steps, spec.synthesis.samples_per_class), strict=True))
+    return {"steps": spec.classifier.steps, "samples per class": spec.synthesis.samples_per_class}
 
 
 def _accuracy(scored: Scores) -> Row:
