@@ -180,8 +180,9 @@ class VAEModule(GenerativeModule[VAESpec]):
     def _generate(self, noise: Tensor) -> Tensor:
         assert self._sampler is not None and self._decode is not None
         latent, sampler = 1 + self.spec.latent, self._sampler
+        drawn = sampler.density(noise[:, :latent])
         with low_precision(self.device):
-            standardized: Tensor = self._decode(sampler.density(noise[:, :latent]))
+            standardized: Tensor = self._decode(drawn)
         if sampler.texture is not None:
             pixels = noise[:, latent:].reshape(-1, *self.image_shape)
             standardized = standardized + self.spec.texture * sampler.texture.noisy(pixels, 0.0)
