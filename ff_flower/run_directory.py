@@ -63,10 +63,15 @@ def finished_fit(spec: RunSpec, owner: str, label: int | str, key: str) -> Path:
     return cache_root(spec) / "fits" / f"{owner}+{label}+{spec.fit_digest()[:16]}-{key}"
 
 
+def finished_fits(spec: RunSpec, owner: str = "*") -> list[Path]:
+    """Return the files that are kept of finished fits of this run, of an owner or of all owners."""
+    every = finished_fit(spec, owner, "*", "*")
+    return sorted(every.parent.glob(every.name))
+
+
 def drop_finished_fits(spec: RunSpec, owner: str = "*") -> None:
     """Delete what is kept of an owner's finished fits of this run, or of all owners': the server needs nothing more of them."""
-    every = finished_fit(spec, owner, "*", "*")
-    for path in every.parent.glob(every.name):
+    for path in finished_fits(spec, owner):
         path.unlink(missing_ok=True)
 
 
@@ -121,11 +126,27 @@ class RunDirectory:
             directory.describe(spec)
         return directory
 
-    def describe(self, spec: RunSpec) -> None:
-        """Write what was asked for and where it is made, before anything is made; a whole run keeps what was written for it."""
+    def describe(self, spec: RunSpec, *, deployed: bool = False) -> None:
+        """Write what was asked for and where it is made, before anything is made; a whole run keeps what was written for it.
+
+        ``deployed`` tells that the nodes are SuperNodes and no simulation's, which holds of the run from then on.
+        """
         with _writing(self.path.parent):
+            deployed = deployed or self.deployed
             self.write_json("spec.json", {"format_version": FORMAT_VERSION, "digest": spec.digest(), **spec.flat()})
-            self.write_json("environment.json", describe_environment())
+            self.write_json("environment.json", describe_environment() | {"deployed": deployed})
+
+    @property
+    def deployed(self) -> bool:
+        """Whether a session of the run had nodes outside a simulation, which hold what they were sent; RunError if unreadable."""
+        path = self.path / "environment.json"
+        if not path.exists():
+            return False
+        try:
+            return self.read_json(path.name).get("deployed") is True
+        except (ValueError, AttributeError) as error:
+            remedy = "restore it from a copy, or, where all nodes were a simulation's, remove it"
+            raise RunError(f"{path}: not as it was written ({error}); {remedy}") from error
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -49,7 +49,7 @@ def main(
             work = plan_work(
                 spec, path, requested=bool(owner or module), rebuild=rebuild, proof=Path(folder) if prove else None, tell=_print
             )
-            done = forget(path, owner or (), module or (), work, reason)
+            done = forget(path, owner or (), module or (), work, _readable(reason))
     report(done)
     if done.error or done.differing or done.unproven:
         raise typer.Exit(FAILED)
@@ -78,13 +78,14 @@ def plan_work(spec: RunSpec, run: Path, *, requested: bool, rebuild: bool, proof
     ConfigError
         When a comparison is asked for that cannot be made.
     """
-    deployed = spec.data.elsewhere
+    directory = RunDirectory(run)
+    deployed = spec.data.elsewhere or directory.deployed
     if proof is not None and (deployed or not rebuild):
         why = "the nodes of this run are elsewhere" if deployed else "without rebuilding there is nothing to compare"
         raise ConfigError(f"--prove makes a run from scratch in simulation, and {why}; leave it out")
     tombstone = Tombstone.read(run)
     answers_go = spec.synthesis.site == "client" and (requested or not tombstone.purged)
-    asks_nodes = answers_go or waits_for_nodes(RunDirectory(run), tombstone.effective(spec))
+    asks_nodes = answers_go or waits_for_nodes(directory, tombstone.effective(spec))
     if not rebuild:
         return Work()
     if deployed and asks_nodes:
@@ -115,6 +116,11 @@ def report(done: Forgetting) -> None:
         print(f"it is forgotten and made again, but the run from scratch failed: {done.unproven}", file=sys.stderr)
     for one in done.differing:
         print(f"{one.name} differs from the run from scratch", file=sys.stderr)
+
+
+def _readable(reason: str) -> str:
+    """Return the reason with a mark in the place of each byte that is no UTF-8, as other software writes into a terminal."""
+    return reason.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _at_the_server(spec: RunSpec) -> None:

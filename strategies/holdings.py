@@ -34,6 +34,11 @@ class Holdings:
     roll: Roll | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def empty(self) -> frozenset[int]:
+        """The partitions without training images."""
+        return frozenset(np.flatnonzero(self.counts.sum(axis=1) == 0).tolist())
+
 
 def survey(grid: Grid | None, spec: RunSpec, directory: RunDirectory, splits: Splits | None = None) -> Holdings:
     """Find out who holds what.

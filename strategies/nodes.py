@@ -63,7 +63,7 @@ def wait_for_nodes(
         When there are fewer after the wait, or more. In a deployment more are waited for too: of a SuperNode that was killed and
         started again two are listed for a minute.
     """
-    simulated = _simulated(grid)
+    simulated = is_simulated(grid)
     if standstill is None:
         standstill = STANDSTILL_SECONDS if simulated else seconds
     began = changed = time.monotonic()
@@ -83,7 +83,7 @@ def wait_for_nodes(
     return sorted(ids)
 
 
-def _simulated(grid: Grid) -> bool:
+def is_simulated(grid: Grid) -> bool:
     """Tell whether the nodes are of a simulation: Flower keeps their messages in the server's own memory."""
     return isinstance(grid.grid if isinstance(grid, ArrivalGrid) else grid, InMemoryGrid)
 

@@ -52,6 +52,8 @@ class Outcome:
         SHA-256 of the server's synthetic set; empty where it made none.
     roll : Roll or None
         The sites, where nodes bring their own images.
+    empty : frozenset of int
+        Partitions without training images.
     progress : Progress or None
         Tells of the run while it runs.
     nodes : list of dict
@@ -79,6 +81,7 @@ class Outcome:
     labels: tuple[int, ...] | None = None
     synthetic_digest: str = ""
     roll: Roll | None = None
+    empty: frozenset[int] = frozenset()
     progress: Progress | None = None
     nodes: list[dict[str, Any]] = field(default_factory=list)
     unscored: bool = False

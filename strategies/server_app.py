@@ -25,6 +25,7 @@ from .contributions import contributions, log_contributions
 from .federated_factory import FederatedFactory
 from .forgetting import tell_nodes
 from .holdings import survey
+from .nodes import is_simulated
 from .outcome import Outcome
 from .progress import Progress
 from .scoring import score_at_sites
@@ -88,7 +89,7 @@ def _resume(grid: Grid | None, spec: RunSpec, directory: RunDirectory, splits: S
         logger.info("every stage of this spec is done and verified; nothing to do; to make it anew, remove %s", directory.path)
         return directory
     directory.withdraw(["run"])
-    directory.describe(asked)
+    directory.describe(asked, deployed=grid is not None and not is_simulated(grid))
     progress = Progress(directory)
     with progress.told():
         outcome = _make(grid, spec, directory, splits, progress)
@@ -109,7 +110,9 @@ def _make(grid: Grid | None, spec: RunSpec, directory: RunDirectory, splits: Spl
     device = prepare(spec, spec.server_threads)
     ledger = Ledger.read(directory.path / "ledger.jsonl")
     resumed = bool(directory.receipts())
-    outcome = Outcome(spec, splits.info, directory, ledger, roll=holdings.roll, progress=progress, resumed=resumed)
+    outcome = Outcome(
+        spec, splits.info, directory, ledger, roll=holdings.roll, empty=holdings.empty, progress=progress, resumed=resumed
+    )
     outcome.notes += holdings.notes
     _show_labels(directory, splits.info.classes, counts)
     if grid is not None:

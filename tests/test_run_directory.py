@@ -66,6 +66,19 @@ def test_opening_writes_spec_and_environment(tmp_path):
     assert environment["source_digest"] == source_digest() and environment["libraries"] == library_versions()
 
 
+def test_a_run_that_was_deployed_stays_one(tmp_path):
+    """Once nodes outside a simulation took part the run says so, whoever goes on with it."""
+    spec = RunSpec(out=str(tmp_path))
+    directory = RunDirectory.open(spec)
+    assert not directory.deployed
+    for deployed in (True, False):
+        directory.describe(spec, deployed=deployed)
+        assert RunDirectory.open(spec).deployed
+    directory.write("environment.json", b"{")
+    with pytest.raises(RunError, match="restore it from a copy"):
+        directory.describe(spec)
+
+
 def test_latest_points_to_the_newest_run(tmp_path):
     """``latest`` is the run that was opened last, whether it is a new one or not, and moves with its folder."""
     first, second = (RunSpec(out=str(tmp_path), seed=seed) for seed in (0, 1))

@@ -27,7 +27,7 @@ def honour(directory: RunDirectory, spec: RunSpec, caches: Iterable[Path] = ()) 
     spec : RunSpec
         As it was asked for.
     caches : iterable of Path
-        Folders of shared samples and fits beside that of ``spec``.
+        Folders of shared samples and fits beside that of ``spec`` and those that the tombstone names.
 
     Raises
     ------
@@ -36,7 +36,7 @@ def honour(directory: RunDirectory, spec: RunSpec, caches: Iterable[Path] = ()) 
     """
     tombstone = Tombstone.read(directory.path)
     if not tombstone.purged:
-        _purge(directory, spec, tombstone, {cache_root(spec), *caches})
+        _purge(directory, spec, tombstone, {cache_root(spec), *caches, *tombstone.caches})
         tombstone.as_purged().write(directory)
     return tombstone.effective(spec)
 

@@ -1,6 +1,6 @@
 """From what a person asks to forget to an entry of the tombstone; nothing is changed here."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,13 @@ def open_run(run: Path) -> tuple[RunSpec, Path]:
 
 
 def caches_of(spec: RunSpec, run: Path) -> list[Path]:
-    """Return the folders of shared samples: beside the run, and where it was made if that is still there."""
+    """Return the folders of shared samples and fits: beside the run, and wherever else it was made, if that is still there.
+
+    Rebuilding writes the place of now into the spec, so that later requests know of earlier places from the tombstone alone.
+    """
     made = from_run_config(read_spec(run))
-    return list(dict.fromkeys([cache_root(spec), *([cache_root(made)] if made.out and is_visible(cache_root(made)) else [])]))
+    written = [cache_root(made)] if made.out and is_visible(cache_root(made)) else []
+    return list(dict.fromkeys([cache_root(spec), *written, *Tombstone.read(run).caches]))
 
 
 def check_whole(directory: RunDirectory) -> None:
@@ -98,13 +102,14 @@ def resolve(
     return wanted, notes
 
 
-def plan(directory: RunDirectory, spec: RunSpec, exclusion: Exclusion, reason: str, caches: Iterable[Path]) -> Entry:
+def plan(directory: RunDirectory, spec: RunSpec, exclusion: Exclusion, reason: str, caches: Collection[Path]) -> Entry:
     """Return the entry of the tombstone for ``exclusion``, with the account of the run as it is before."""
     registry = list(ModuleRegistry.of_run(directory.path, spec))
     modules = {one.module_id: _told(one) for one in registry if exclusion.covers(one.manifest.owner, one.manifest.label)}
     doomed = traces(directory.path, caches, exclusion, set(modules))
     removed = {name: digest for name, path in doomed.items() if (digest := file_digest(path))}
-    return Entry(str(exclusion), modules, reason, account(directory, spec, registry, set(removed)), removed)
+    before = account(directory, spec, registry, set(removed))
+    return Entry(str(exclusion), modules, reason, before, removed, caches=tuple(str(cache) for cache in caches))
 
 
 def account(

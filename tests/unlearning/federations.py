@@ -1,5 +1,6 @@
 """Whole runs on local nodes, and how to forget in them, for the tests of unlearning."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,13 @@ def three_classes(digits, path):
         kept = part.subset(part.labels < 3)
         arrays |= {f"{split}_images": kept.images.numpy()[:, 0], f"{split}_labels": kept.labels.numpy()}
     np.savez(path, **arrays)
+    return path
+
+
+def of_a_simulation(path):
+    """Let a run say that its nodes were a simulation's, whom local nodes stand for; return it."""
+    environment = json.loads((path / "environment.json").read_text())
+    (path / "environment.json").write_text(json.dumps(environment | {"deployed": False}))
     return path
 
 

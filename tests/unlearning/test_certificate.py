@@ -6,7 +6,17 @@ import os
 from dataclasses import replace
 
 import pytest
-from federations import SEVERAL_CLASSES, contents, forget_owner, made, modules_of, on_nodes, scratch_without, work
+from federations import (
+    SEVERAL_CLASSES,
+    contents,
+    forget_owner,
+    made,
+    modules_of,
+    of_a_simulation,
+    on_nodes,
+    scratch_without,
+    work,
+)
 from local_grid import error_reply, tiny
 from tampering import at, failing, sold_twice, with_files
 
@@ -109,7 +119,7 @@ def test_who_is_lost_while_rebuilding_keeps_the_certificate_open(whole):
         "files": {},
     }
     spec, _ = open_run(whole)
-    plan = plan_work(spec, whole, requested=False, rebuild=True, proof=None, tell=print)
+    plan = plan_work(spec, of_a_simulation(whole), requested=False, rebuild=True, proof=None, tell=print)
     assert "nodes of a simulation" in plan.place
     waiting = forget(whole, (), (), Work())  # as where the nodes are elsewhere
     assert waiting.error == done.error and not certificate(waiting)["rebuild"]["done"]

@@ -3,11 +3,12 @@
 import json
 
 import pytest
-from federations import contents, copied, made
+from federations import contents, copied, made, of_a_simulation, on_nodes
 from typer.testing import CliRunner
 
 from ff_flower.registry import ModuleRegistry
-from ff_flower.unlearning import Tombstone
+from ff_flower.run_directory import RunDirectory
+from ff_flower.unlearning import Tombstone, open_run
 from sims.cli import app
 from sims.run import FAILED, REFUSED
 
@@ -66,12 +67,35 @@ def test_twice_says_so(uploaded):
     assert done.exit_code == 0 and "nothing was changed" in done.output
 
 
+def test_nodes_of_a_deployment_are_asked_there(whole):
+    """SuperNodes that were given partitions are left to their federation, and nobody confirms in their place."""
+    done = call(whole, "--owner", 3)
+    assert done.exit_code == 0 and "the nodes of this run are elsewhere" in done.output
+    certificate = whole / "certificates" / "forget-1.json"
+    told = json.loads(certificate.read_text())
+    assert not told["rebuild"]["done"] and told["nodes"]["confirmed"] == {}
+    assert call(whole, "--owner", 1, "--prove").exit_code == REFUSED
+    on_nodes(open_run(whole)[0])
+    assert call(whole).exit_code == 0
+    told = json.loads(certificate.read_text())
+    assert told["rebuild"]["done"] and sorted(told["nodes"]["confirmed"]) == ["0", "1", "2", "3", "4"]
+
+
+def test_a_reason_of_any_bytes_is_certified(uploaded):
+    """A reason in which a terminal wrote bytes that are no UTF-8 keeps the rest of its letters."""
+    done = call(uploaded, "--owner", 3, "--no-rebuild", "--reason", "d\udce9part")
+    assert done.exit_code == 0, done.output
+    assert json.loads((uploaded / "certificates" / "forget-1.json").read_text())["request"]["reason"] == "d\ufffdpart"
+    assert "d\ufffdpart" in (uploaded / "certificates" / "forget-1.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
 def test_nodes_forget_in_flower(tmp_path):
-    """In real Flower the nodes are told, rebuild, and confirm; the command exits with 0."""
-    path = copied(made(tmp_path / "run", num_clients=2, partition__classes_per_node=5), tmp_path)
+    """In real Flower the nodes of a simulation are told, rebuild, and confirm; the command exits with 0."""
+    path = of_a_simulation(copied(made(tmp_path / "run", num_clients=2, partition__classes_per_node=5), tmp_path))
     done = call(path, "--owner", 1)
     assert done.exit_code == 0, done.output
+    assert not RunDirectory(path).deployed
     told = json.loads((path / "certificates" / "forget-1.json").read_text())
     assert told["rebuild"]["done"] and sorted(told["nodes"]["confirmed"]) == ["0", "1"]
     assert "nodes/0/logits.safetensors" in told["rebuild"]["files"]

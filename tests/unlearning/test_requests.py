@@ -80,16 +80,18 @@ def test_a_renamed_run_is_not_touched(uploaded):
 
 
 def test_a_moved_run_forgets_where_it_is(uploaded, tmp_path):
-    """A run directory that was moved is rebuilt in its new place, and the samples of the old place are dropped too."""
+    """A run directory that was moved is rebuilt in its new place; each request drops the samples of the old place too."""
     moved = tmp_path / "elsewhere" / uploaded.name
     spec = json.loads((uploaded / "spec.json").read_text())
     (uploaded / "spec.json").write_text(json.dumps(spec | {"out": str(uploaded.parent)}))
     moved.parent.mkdir()
     uploaded.rename(moved)
-    gone = modules_of(moved, "3")
-    assert forget_owner(moved, "3").error == ""
-    assert (moved / "classifiers" / "server.safetensors").is_file() and not uploaded.exists()
-    assert not {path.name for path in (uploaded.parent / "cache" / "samples").iterdir()} & set(gone)
+    for owner in ("3", "1"):
+        gone = modules_of(moved, owner)
+        assert all((uploaded.parent / "cache" / "samples" / name).is_dir() for name in gone)
+        assert forget_owner(moved, owner).error == ""
+        assert (moved / "classifiers" / "server.safetensors").is_file() and not uploaded.exists()
+        assert not {path.name for path in (uploaded.parent / "cache" / "samples").iterdir()} & set(gone)
 
 
 def test_a_directory_that_cannot_be_written_is_not_touched(uploaded, monkeypatch, full_disk):
