@@ -30,6 +30,7 @@ from ff_flower.run_directory import cache_root, drop_finished_fits
 from ff_flower.unlearning import drop_copies
 
 from .disclosure import reason_of
+from .finished_fits import drop_received
 from .local_sgd import local_update
 from .module_factory import fit_modules
 from .node_classifier import answer, fit_local
@@ -46,6 +47,7 @@ CLIENT_RAISED = 2
 FAILURES = (
     FederatedFactoryError,
     ArithmeticError,
+    AssertionError,
     ImportError,
     LookupError,
     MemoryError,
@@ -117,8 +119,8 @@ def train_average(message: Message, context: Context) -> RecordDict:
 def evaluate(message: Message, context: Context) -> RecordDict:
     """Synthesize from all modules, fit a classifier, and answer with what the consensus needs."""
     request, site, device = _begin(message, context)
-    drop_finished_fits(request.spec, site.owner)
     files = read_modules(message.content, shared_store(request.spec), request.spec.trust.max_module_bytes)
+    drop_received(request.spec, site.owner, files.keys())
     signatures, policy = read_signatures(message.content, files), signature_policy(request.spec, context.node_config)
     account, logits, weights = answer(request.spec, site, files, device, signatures, policy)
     return answer_reply(account, site.told(len(site.own)), logits, weights)
@@ -137,8 +139,10 @@ def forget(message: Message, context: Context) -> RecordDict:
 @app.evaluate("local")
 @replying
 def evaluate_local(message: Message, context: Context) -> RecordDict:
-    """Fit a classifier on the node's own images alone."""
+    """Fit a classifier on the node's own images alone; a node without any says only who it is."""
     request, site, device = _begin(message, context)
+    if not len(site.own):
+        return RecordDict(told(site.partition, 0))
     return answer_reply(fit_local(request.spec, site, device), len(site.own), None, None)
 
 

@@ -1,13 +1,16 @@
 """Files of finished fits, which a node keeps until the server has them: it fits no class twice."""
 
 import logging
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ff_flower.config import RunSpec
 from ff_flower.errors import VerificationError
 from ff_flower.machine import whole_file
 from ff_flower.registry import ModuleLimits, decode_module
+from ff_flower.run_directory import drop_finished_fits, file_digest, finished_fits
 
 logger = logging.getLogger("flwr")
 
@@ -36,6 +39,28 @@ def find(place: Path, limits: ModuleLimits) -> Fit | None:
             decode_module(fit.data, limits)
             return fit
     return None
+
+
+def drop_received(spec: RunSpec, owner: str, broadcast: Collection[str]) -> None:
+    """Delete what is kept of an owner's fits of a run, once the server has a module of every class that is kept.
+
+    While it lacks one, for example where it refused a signature, it asks the node for all of them again.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        The run.
+    owner : str
+        Whose fits.
+    broadcast : collection of str
+        Ids of the modules that the server has.
+    """
+    received: dict[str, bool] = {}
+    for path in finished_fits(spec, owner):
+        label = path.name.split("+")[1]
+        received[label] = received.get(label, False) or file_digest(path) in broadcast
+    if all(received.values()):
+        drop_finished_fits(spec, owner)
 
 
 def keep(place: Path, fit: Fit) -> None:

@@ -47,7 +47,7 @@ def run_averaging(grid: Grid, splits: Splits, outcome: Outcome, device: torch.de
 
 
 def run_local(grid: Grid, splits: Splits, outcome: Outcome, device: torch.device) -> None:
-    """Let every node fit a classifier on its own images alone, and report their mean."""
+    """Let every node fit a classifier on its own images alone, and report the mean of those that hold any."""
     spec = outcome.spec
     nodes = wait_for_nodes(grid, spec.num_clients, spec.connect_timeout)
     content = request_records(spec, range(spec.num_clients))
@@ -56,6 +56,8 @@ def run_local(grid: Grid, splits: Splits, outcome: Outcome, device: torch.device
     contents, failures = in_partition_order(replies, nodes, spec.num_clients)
     scores, answers = {}, []
     for partition, reply in contents.items():
+        if partition in outcome.empty:
+            continue
         try:
             answer, _ = read_answer(reply)
             check_answer(answer, partition, splits.num_classes)
@@ -64,7 +66,10 @@ def run_local(grid: Grid, splits: Splits, outcome: Outcome, device: torch.device
             continue
         scores[partition] = ClassificationMetrics.from_dict(answer.metrics)
         answers.append(answer)
-    outcome.missing = missing_nodes(failures, scores, spec.num_clients)
+    if outcome.empty:
+        which = ", ".join(map(str, sorted(outcome.empty)))
+        outcome.notes.append(f"the mean leaves out nodes that hold no images and so learn nothing alone: {which}")
+    outcome.missing = missing_nodes(failures, scores.keys() | outcome.empty, spec.num_clients)
     if not scores:
         raise RunError(f"no node answered: {outcome.missing[0].reason}")
     outcome.seconds["training"] = busy_seconds([answer.training for answer in answers])

@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict, replace
+from types import MappingProxyType
 
 import torch
 from flwr.app import RecordDict
@@ -76,9 +77,26 @@ class Collection:
         self.vetting_seconds = 0.0
         self._transfers: dict[int, list[Transfer]] = {}
 
-    def resume(self) -> set[int]:
-        """Take over what stands verified in the run directory; return the partitions whose modules are still wanted."""
+    def resume(self, held: Mapping[int, Set[int]] = MappingProxyType({})) -> set[int]:
+        """Take over what stands verified in the run directory; return the partitions whose modules are still wanted.
+
+        Parameters
+        ----------
+        held : mapping from int to set of int
+            The labels that sites say they hold, by partition: who holds one that its report does not speak of is asked again.
+        """
         self.reports = {p: report for p in self.participants if (report := self._kept_report(p)) is not None}
+        for partition in sorted(held.keys() & self.reports.keys()):
+            added = {
+                label
+                for label in held[partition] - self.reports[partition].labels
+                if not self.spec.exclusion.covers(self.owners[partition], label)
+            }
+            if added:
+                names = ", ".join(self.info.classes[label] for label in sorted(added))
+                logger.info("fit: node %d has added images of %s, and is asked for its modules once more", partition, names)
+                del self.reports[partition]
+                self.directory.withdraw([f"fit-{partition}"])
         return set(self.participants) - set(self.reports)
 
     def receive(self, partition: int, content: RecordDict) -> list[Failure]:
@@ -109,12 +127,14 @@ class Collection:
         self._transfers[partition] = self.ledger.transfers[before:]
         self.ledger.write(self.directory.path / "ledger.jsonl")
         self.reports[partition] = report
-        path = self.directory.write(f"nodes/{partition}/fit.json", report.to_json().encode())
+        path, stage = self.directory.write(f"nodes/{partition}/fit.json", report.to_json().encode()), f"fit-{partition}"
         if len(kept) == len(files):
             seconds = report.work.ended - report.work.began
             outputs = [path, *(file for module in kept for file in module.files())]
-            self.directory.finish(f"fit-{partition}", self.spec.fit_digest(), outputs, seconds)
-        drop_finished_fits(self.spec, self.owners[partition])  # a simulated node shares the cache; others drop theirs when told
+            self.directory.finish(stage, self.spec.fit_digest(), outputs, seconds)
+            drop_finished_fits(self.spec, self.owners[partition])  # of simulated nodes; others drop theirs when they are told
+        else:
+            self.directory.withdraw([stage])  # an earlier session's is of another report
         return []
 
     def modules_of(self, partition: int) -> list[RegisteredModule]:
@@ -148,11 +168,11 @@ class Collection:
             if module.module_id not in reported:
                 self._drop(module.module_id)
 
-    def _drop(self, module_id: str) -> None:
-        """Remove a registered module with what was drawn from it: no later request to forget its owner would name it."""
-        self.registry.remove(module_id)
-        SampleCache(cache_root(self.spec) / "samples").remove(module_id)
-        self._unshare(module_id)
+    def _drop(self, name: str) -> None:
+        """Remove the module with the id ``name`` and what was drawn from it: no later request to forget its owner names it."""
+        self.registry.remove(name)
+        SampleCache(cache_root(self.spec) / "samples").remove(name)
+        self._unshare(name)
 
     def vet(self, device: torch.device) -> None:
         """Quarantine the modules that may not be used, see `ff_flower.vetting`.
@@ -255,13 +275,13 @@ class Collection:
         self.refused.append({"partition": partition, "rule": error.rule, "detail": error.detail})
         logger.warning("fit: a module of node %d is quarantined: %s", partition, error)
 
-    def _unshare(self, module_id: str) -> None:
-        """Remove a module from the store that nodes read, where there is one."""
+    def _unshare(self, name: str) -> None:
+        """Remove the module with the id ``name`` from the store that nodes read, where there is one."""
         if (store := shared_store(self.spec)) is not None:
             try:
-                store.remove(module_id)
+                store.remove(name)
             except OSError as left:
-                logger.warning("fit: module %s stays in the shared store (%s)", module_id[:12], left.strerror)
+                logger.warning("fit: module %s stays in the shared store (%s)", name[:12], left.strerror)
 
     def _check_claims(self, module: RegisteredModule, report: FitReport) -> None:
         """Refuse a module that is not the one its owner reported for its label, or whose tensors do not make a network."""

@@ -132,7 +132,8 @@ class FederatedFactory(Strategy):
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """Ask the nodes whose modules are not registered yet to fit them."""
-        wanted = self.collection.resume()
+        held = self._labels_held()
+        wanted = self.collection.resume(held)
         if not wanted and not self._unanswered():
             logger.info("fit: all modules and answers are registered and verified, nothing to ask")
             self._asked = []
@@ -144,7 +145,7 @@ class FederatedFactory(Strategy):
         self._asked_at = time.time()
         logger.info("fit: %d of %d nodes have modules to fit", len(wanted), self.spec.num_clients)
         self.progress.enter("fit")
-        self.progress.expect(wanted, self._classes_held(), at_once=self.spec.data.elsewhere)
+        self.progress.expect(wanted, {p: len(labels) for p, labels in held.items()}, at_once=self.spec.data.elsewhere)
         self._take = self._take_modules
         content = request_records(self.spec, wanted, server_round, self.federation)
         return instructions(content, self._asked, MessageType.TRAIN, self.spec.timeout)
@@ -271,11 +272,12 @@ class FederatedFactory(Strategy):
         """Return the partitions of the nodes that were sent the modules."""
         return {node: partition for partition, node in self._node_ids.items()}
 
-    def _classes_held(self) -> dict[int, int]:
-        """Return how many classes each site holds, as far as it told."""
-        told = {} if self.roll is None else self.roll.introductions
-        sites = self.federation.sites if self.federation else ()
-        return {partition: len(told[name].counts) for partition, name in enumerate(sites) if name in told}
+    def _labels_held(self) -> dict[int, set[int]]:
+        """Return the labels of the classes that each connected site says it holds."""
+        if self.roll is None:
+            return {}
+        table, told = self.roll.federation, self.roll.introductions
+        return {p: {*map(table.classes.index, told[table.sites[p]].counts)} for p in self.roll.nodes}
 
     def modules_digest(self) -> str:
         """Return one digest of the spec and all registered modules: what every later stage depends on."""

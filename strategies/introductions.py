@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ logger = logging.getLogger("flwr")
 
 KEPT = "sites.json"
 AGAIN_SECONDS = 10.0
+SILENT_SECONDS = 30.0  # after which the log says that nodes are waited for
 INTRODUCTION_SECONDS = 600.0  # to look through a site's folder; who is silent for longer holds the others up no more
 
 
@@ -162,7 +163,12 @@ def _introduce(grid: Grid, spec: RunSpec, nodes: list[int]) -> dict[int, Introdu
     patience = min(spec.timeout, max(spec.connect_timeout, INTRODUCTION_SECONDS))
     messages = instructions(content, nodes, "query.introduce", patience)
     told: dict[int, Introduction | Failure] = dict.fromkeys(nodes, Failure(-1, "a node did not introduce itself in time"))
-    for reply in ArrivalGrid(grid).send_and_receive(messages, timeout=patience):
+
+    def wait(silent: Collection[int]) -> None:
+        text = "introductions: %d of %d nodes have not answered; they are waited for until %.0f s have passed"
+        logger.warning(text, len(silent), len(nodes), patience)
+
+    for reply in ArrivalGrid(grid, wait=wait, quiet_seconds=SILENT_SECONDS).send_and_receive(messages, timeout=patience):
         node = reply.metadata.src_node_id
         if reply.has_error():
             told[node] = Failure(-1, f"a node cannot take part: {last_line(reply.error.reason or '')}")

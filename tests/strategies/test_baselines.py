@@ -106,12 +106,28 @@ def test_a_node_missing_from_local_is_named(change, reason, local, run_tiny, tmp
 
 
 def test_nodes_without_images_cannot_learn_alone(run_tiny, tmp_path):
-    """A node that holds nothing is missing from the mean of local classifiers, with the reason."""
+    """The mean of local classifiers is that of the nodes that hold images; the others are named, and the run is whole."""
     settings = {"num_clients": 12, "partition__kind": "dirichlet", "partition__alpha": 0.02}
     one = run_tiny(tiny(tmp_path, method="local", **settings))
     counts = one.directory.read_json("label_distribution.json")["counts"]
-    assert {failure["partition"] for failure in one.metrics["missing"]} == {p for p, row in enumerate(counts) if not any(row)}
-    assert {failure["reason"].split(",")[0] for failure in one.metrics["missing"]} == {"the node holds no images"}
+    empty = [str(partition) for partition, row in enumerate(counts) if not any(row)]
+    assert one.metrics["missing"] == [] and one.directory.is_done("run", one.spec.digest())
+    assert one.metrics["notes"] == [
+        f"the mean leaves out nodes that hold no images and so learn nothing alone: {', '.join(empty)}"
+    ]
+
+
+def test_who_is_missing_from_local_is_told_from_who_holds_nothing(run_tiny, tmp_path):
+    """Beside nodes without images the one that fails is missing, with its own reason alone."""
+    settings = {"num_clients": 12, "partition__kind": "dirichlet", "partition__alpha": 0.02}
+    whole = run_tiny(tiny(tmp_path / "whole", method="local", **settings))
+    counts = whole.directory.read_json("label_distribution.json")["counts"]
+    holder = next(partition for partition, row in enumerate(counts) if any(row))
+    one = run_tiny(
+        tiny(tmp_path / "partial", method="local", **settings),
+        tamper=lambda sender, reply: error_reply(reply, "boom") if sender == holder else reply,
+    )
+    assert one.metrics["missing"] == [{"partition": holder, "reason": "boom"}]
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fedprox"])

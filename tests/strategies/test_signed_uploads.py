@@ -6,9 +6,11 @@ from local_grid import LocalGrid, tiny
 from tampering import LIAR, at
 
 from clients.client_app import app
+from clients.finished_fits import drop_received
 from clients.signing import signing_key
 from ff_flower.errors import ConfigError, RunError
-from ff_flower.registry import write_key_pair
+from ff_flower.registry import module_id, write_key_pair
+from ff_flower.run_directory import cache_root, finished_fit
 from strategies.server_app import run
 
 NODES, MODULES = 5, 10
@@ -74,6 +76,33 @@ def test_missing_and_wrong_signatures_go_to_quarantine(upload, keys, run_tiny, r
     finished = run_tiny(upload, tamper=at("train", change), node_config=signers(keys))
     assert {(one["partition"], one["rule"]) for one in finished.metrics["quarantined"]} == {(LIAR, rule)}
     assert len(finished.modules()) == MODULES - 2
+
+
+def test_a_node_keeps_its_fits_while_the_server_lacks_one(required, keys, run_tiny, caplog):
+    """A node whose signatures got lost sends its fits again without fitting, and deletes them once the server has them."""
+    fits, own = cache_root(required) / "fits", f"{LIAR}+"
+    first = run_tiny(required, tamper=at("train", unsigned), node_config=signers(keys))
+    kept = sorted(path.name for path in fits.iterdir())
+    assert len(kept) == 2 and all(name.startswith(own) for name in kept)
+    assert f"fit-{LIAR}" not in first.directory.receipts()
+    with caplog.at_level("INFO", "flwr"):
+        again = run_tiny(required, node_config=signers(keys))
+    assert again.grid.fitted == [LIAR] and caplog.text.count("is fitted already") == 2
+    assert again.metrics["quarantined"] == [] and list(fits.iterdir()) == []
+
+
+def test_kept_fits_go_when_the_server_has_one_of_every_class(tmp_path):
+    """A node deletes what it keeps once every class of it is in the broadcast, also files of other images of that class."""
+    spec, place = tiny(tmp_path), cache_root(tiny(tmp_path)) / "fits"
+    place.mkdir(parents=True)
+    files = {name: finished_fit(spec, "0", *name.split("-")).with_suffix(".module") for name in ("1-a", "1-b", "2-a")}
+    for name, path in files.items():
+        path.write_text(name)
+    held = {name: module_id(name.encode()) for name in files}
+    drop_received(spec, "0", {held["1-a"], held["1-b"]})
+    assert {*place.iterdir()} == {*files.values()}
+    drop_received(spec, "0", {held["1-b"], held["2-a"]})
+    assert [*place.iterdir()] == []
 
 
 def test_a_foreign_signature_goes_to_quarantine(upload, keys, run_tiny):
