@@ -42,7 +42,7 @@ def find(place: Path, limits: ModuleLimits) -> Fit | None:
 
 
 def drop_received(spec: RunSpec, owner: str, broadcast: Collection[str]) -> None:
-    """Delete what is kept of an owner's fits of a run, once the server has a module of every class that is kept.
+    """Delete what is kept of an owner's fits of a run, once the server has all of it.
 
     While it lacks one, for example where it refused a signature, it asks the node for all of them again.
 
@@ -55,12 +55,18 @@ def drop_received(spec: RunSpec, owner: str, broadcast: Collection[str]) -> None
     broadcast : collection of str
         Ids of the modules that the server has.
     """
-    received: dict[str, bool] = {}
-    for path in finished_fits(spec, owner):
-        label = path.name.split("+")[1]
-        received[label] = received.get(label, False) or file_digest(path) in broadcast
-    if all(received.values()):
+    if all(file_digest(path) in broadcast for path in finished_fits(spec, owner)):
         drop_finished_fits(spec, owner)
+
+
+def drop_others(spec: RunSpec, owner: str, modules: Collection[str]) -> None:
+    """Delete what is kept of an owner's fits of a run but the modules with these ids: of classes or images that it holds no more.
+
+    The server will never have them.
+    """
+    for path in finished_fits(spec, owner):
+        if file_digest(path) not in modules:
+            path.unlink(missing_ok=True)
 
 
 def keep(place: Path, fit: Fit) -> None:

@@ -21,7 +21,7 @@ from ff_flower.reports import NO_IMAGES, Declined, Fallback, FitReport, Interval
 from ff_flower.run_directory import cache_root, combined_digest, finished_fit
 from ff_flower.seeding import derive_seed
 
-from .finished_fits import Fit, find, keep
+from .finished_fits import Fit, drop_others, find, keep
 from .site import Site
 
 logger = logging.getLogger("flwr")
@@ -57,6 +57,7 @@ def fit_modules(spec: RunSpec, site: Site, device: torch.device) -> tuple[FitRep
         seconds += fit.seconds
         if note := choose_kind(spec.module, site.kind, count, not _rounds(site))[1]:
             fallbacks.append(Fallback(label, note))
+    drop_others(spec, site.owner, files.keys())
     ended = time.time()
     work, memory = Interval(min(began, ended - seconds), ended), peak_memory(device)
     return FitReport(site.partition, label_counts, modules, tuple(declined), work, tuple(fallbacks), memory), files

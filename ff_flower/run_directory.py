@@ -129,24 +129,35 @@ class RunDirectory:
     def describe(self, spec: RunSpec, *, deployed: bool = False) -> None:
         """Write what was asked for and where it is made, before anything is made; a whole run keeps what was written for it.
 
-        ``deployed`` tells that the nodes are SuperNodes and no simulation's, which holds of the run from then on.
+        ``deployed`` tells that the nodes are SuperNodes and no simulation's. That stays noted, and so do the caches of earlier
+        sessions.
         """
         with _writing(self.path.parent):
-            deployed = deployed or self.deployed
+            caches = [str(cache) for cache in dict.fromkeys([*self.caches, cache_root(spec)])]
+            history = {"deployed": deployed or self.deployed, "caches": caches}
             self.write_json("spec.json", {"format_version": FORMAT_VERSION, "digest": spec.digest(), **spec.flat()})
-            self.write_json("environment.json", describe_environment() | {"deployed": deployed})
+            self.write_json("environment.json", describe_environment() | history)
 
     @property
     def deployed(self) -> bool:
         """Whether a session of the run had nodes outside a simulation, which hold what they were sent; RunError if unreadable."""
+        return self._environment().get("deployed") is True
+
+    @property
+    def caches(self) -> list[Path]:
+        """The caches with which the run was made, one of each place that it was moved to; RunError if unreadable."""
+        return [Path(name) for name in self._environment().get("caches", [])]
+
+    def _environment(self) -> dict[str, Any]:
         path = self.path / "environment.json"
-        if not path.exists():
-            return False
         try:
-            return self.read_json(path.name).get("deployed") is True
-        except (ValueError, AttributeError) as error:
+            found = self.read_json(path.name) if path.exists() else {}
+            if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.get("caches", [])):
+                raise TypeError("it is no object with the names of caches")
+        except (ValueError, TypeError) as error:
             remedy = "restore it from a copy, or, where all nodes were a simulation's, remove it"
             raise RunError(f"{path}: not as it was written ({error}); {remedy}") from error
+        return found
 
     @contextmanager
     def alone(self) -> Iterator[None]:

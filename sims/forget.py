@@ -49,7 +49,7 @@ def main(
             work = plan_work(
                 spec, path, requested=bool(owner or module), rebuild=rebuild, proof=Path(folder) if prove else None, tell=_print
             )
-            done = forget(path, owner or (), module or (), work, _readable(reason))
+            done = forget(path, owner or (), module or (), work, reason)
     report(done)
     if done.error or done.differing or done.unproven:
         raise typer.Exit(FAILED)
@@ -116,11 +116,6 @@ def report(done: Forgetting) -> None:
         print(f"it is forgotten and made again, but the run from scratch failed: {done.unproven}", file=sys.stderr)
     for one in done.differing:
         print(f"{one.name} differs from the run from scratch", file=sys.stderr)
-
-
-def _readable(reason: str) -> str:
-    """Return the reason with a mark in the place of each byte that is no UTF-8, as other software writes into a terminal."""
-    return reason.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _at_the_server(spec: RunSpec) -> None:

@@ -19,6 +19,7 @@ from ff_flower.registry import Expectation, ModuleRegistry, RegisteredModule, Si
 from ff_flower.reports import NO_IMAGES, FitReport
 from ff_flower.run_directory import RunDirectory, cache_root, drop_finished_fits, modules_inputs
 from ff_flower.synthesis import SampleCache
+from ff_flower.unlearning import Tombstone
 from ff_flower.vetting import Vetting, open_module
 
 from .nodes import Failure
@@ -53,6 +54,8 @@ class Collection:
         The nodes' accounts, by partition.
     refused : list of dict
         ``partition``, ``rule`` and ``detail`` of every module that was quarantined.
+    notes : list of str
+        What a reader of the results should know.
     vetting_seconds : float
         What `vet` took.
 
@@ -74,6 +77,7 @@ class Collection:
         directory.withdraw_makers(f"modules/{name}" for name in self.registry.check_signatures(policy))
         self.reports: dict[int, FitReport] = {}
         self.refused: list[dict[str, object]] = []
+        self.notes: list[str] = []
         self.vetting_seconds = 0.0
         self._transfers: dict[int, list[Transfer]] = {}
 
@@ -83,20 +87,24 @@ class Collection:
         Parameters
         ----------
         held : mapping from int to set of int
-            The labels that sites say they hold, by partition: who holds one that its report does not speak of is asked again.
+            The labels that sites say they hold, by partition. Who holds one that its report does not speak of is asked again,
+            unless the run has forgotten somebody: for that no module is fitted.
         """
         self.reports = {p: report for p in self.participants if (report := self._kept_report(p)) is not None}
+        forgetful = bool(Tombstone.read(self.directory.path).entries)
         for partition in sorted(held.keys() & self.reports.keys()):
-            added = {
-                label
-                for label in held[partition] - self.reports[partition].labels
-                if not self.spec.exclusion.covers(self.owners[partition], label)
-            }
-            if added:
-                names = ", ".join(self.info.classes[label] for label in sorted(added))
-                logger.info("fit: node %d has added images of %s, and is asked for its modules once more", partition, names)
+            known, owner = self.reports[partition].labels, self.owners[partition]
+            added = [label for label in sorted(held[partition] - known) if not self.spec.exclusion.covers(owner, label)]
+            names = ", ".join(self.info.classes[label] for label in added)
+            if added and forgetful:
+                self.notes.append(
+                    f"site {owner} has added images of {names}, which are left out: this run has forgotten somebody, and fits no "
+                    "module any more; begin one in another out with them"
+                )
+                logger.warning("fit: %s", self.notes[-1])
+            elif added:
+                logger.info("fit: site %s has added images of %s, and is asked for its modules once more", owner, names)
                 del self.reports[partition]
-                self.directory.withdraw([f"fit-{partition}"])
         return set(self.participants) - set(self.reports)
 
     def receive(self, partition: int, content: RecordDict) -> list[Failure]:

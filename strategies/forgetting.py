@@ -1,6 +1,7 @@
 """Before a round on a run that has forgotten somebody: every node that can be reached is told, and says what it dropped."""
 
 import logging
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -13,7 +14,7 @@ from ff_flower.unlearning import CONFIRMATIONS, Tombstone, participants
 
 from .arrivals import ArrivalGrid
 from .introductions import Roll
-from .nodes import in_partition_order, instructions, wait_for_nodes
+from .nodes import in_partition_order, instructions, is_simulated, wait_for_nodes
 
 logger = logging.getLogger("flwr")
 
@@ -47,6 +48,11 @@ def tell_nodes(grid: Grid, spec: RunSpec, directory: RunDirectory, roll: Roll | 
     kept = _confirmed(directory, module_ids, excluded)
     if not excluded or (kept is not None and set(participants(directory.path, spec)) <= set(kept)):
         return
+    if directory.deployed and is_simulated(grid):
+        reason = "this session simulates nodes, and those of the run are SuperNodes: run the same settings in their federation"
+        logger.warning("forget: no node is asked: %s", reason)
+        _note(directory, module_ids, excluded, kept or {}, [reason])
+        return
     if roll is None:
         nodes = wait_for_nodes(grid, spec.num_clients, spec.connect_timeout, spare=len(spec.exclusion.owners))
     else:
@@ -74,7 +80,14 @@ def tell_nodes(grid: Grid, spec: RunSpec, directory: RunDirectory, roll: Roll | 
     )
     for reason in reasons:
         logger.warning("forget: a node did not confirm: %s", reason)
-    values = {"modules": module_ids, "excluded": excluded, "confirmed": confirmed, "reasons": sorted(reasons)}
+    _note(directory, module_ids, excluded, confirmed, reasons)
+
+
+def _note(
+    directory: RunDirectory, module_ids: list[str], excluded: str, confirmed: Mapping[str, Any], reasons: Iterable[str]
+) -> None:
+    """Keep what the nodes answered for the certificate."""
+    values = {"modules": module_ids, "excluded": excluded, "confirmed": dict(confirmed), "reasons": sorted(reasons)}
     directory.write_json(CONFIRMATIONS, values)
 
 

@@ -166,6 +166,7 @@ def _conclude(
         collection.declined(),
         collection.fallbacks(),
     )
+    outcome.notes += collection.notes
     answers = list(strategy.answers.values())
     peaks = [report.peak_memory for report in collection.reports.values()] + [answer.peak_memory for answer in answers]
     outcome.peak_memory = max(peaks, default=0)

@@ -187,7 +187,7 @@ class Certificate:
                 f"The ledger says that classifiers fitted with them were sent to the nodes {', '.join(scored)}, which scored "
                 "them. A node of this software keeps none; what else somebody there copied is out of reach."
             )
-        if self.spec.data.elsewhere:
+        if self.spec.data.elsewhere or self.directory.deployed:
             sentences.append(
                 "A site keeps the files of its own fits in its cache until it is told that the server has them, or forgets them."
             )
@@ -235,7 +235,7 @@ def write_certificate(certificate: Certificate) -> Path:
     """
     name, values = certificate_name(certificate.number), certificate.as_dict()
     try:
-        certificate.directory.write(name.replace(".json", ".html"), render_page(values).encode())
+        certificate.directory.write(name.replace(".json", ".html"), render_page(values).encode("utf-8", "replace"))
         return certificate.directory.write_json(name, values)
     except OSError as error:
         path = certificate.directory.path / name

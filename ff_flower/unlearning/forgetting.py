@@ -13,7 +13,7 @@ from .certificate import Certificate, Cost, Proof, is_complete, write_certificat
 from .comparison import Compared, compare_runs
 from .owners import participants
 from .purge import honour
-from .request import caches_of, check_whole, need_something, open_run, plan, resolve
+from .request import check_whole, need_something, open_run, plan, resolve
 from .tombstone import Tombstone
 
 Rebuild = Callable[[RunSpec], object]
@@ -83,7 +83,7 @@ def forget(run: Path, owners: Collection[str], modules: Collection[str], work: W
     work : Work
         How to rebuild.
     reason : str
-        Why, for the certificate.
+        Why, for the certificate; what a terminal gave that is no UTF-8 is replaced.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def forget(run: Path, owners: Collection[str], modules: Collection[str], work: W
         if tombstone.purged:
             check_whole(directory)
         wanted, notes = resolve(directory, spec, tombstone, owners, modules)
-        if error := _take_out(directory, spec, wanted, reason):
+        if error := _take_out(directory, spec, wanted, reason.encode("utf-8", "surrogateescape").decode("utf-8", "replace")):
             return Forgetting((), tuple(notes), error)
         pending = _pending(path)
         if not (pending or owners or modules):
@@ -139,21 +139,20 @@ def _take_out(directory: RunDirectory, spec: RunSpec, wanted: Exclusion, reason:
     RunError
         Where an earlier request cannot be carried out, so that this one is not taken.
     """
-    caches = caches_of(spec, directory.path)
-    if error := _purge(directory, spec, caches):
+    if error := _purge(directory, spec):
         if wanted:
             raise RunError(f"{wanted} is not forgotten, since an earlier request is not carried out yet: {error}")
         return error
     if not wanted:
         return ""
     tombstone = Tombstone.read(directory.path)
-    tombstone.with_entry(plan(directory, spec, wanted, reason, caches)).write(directory)
-    return _purge(directory, spec, caches)
+    tombstone.with_entry(plan(directory, spec, wanted, reason)).write(directory)
+    return _purge(directory, spec)
 
 
-def _purge(directory: RunDirectory, spec: RunSpec, caches: Collection[Path]) -> str:
+def _purge(directory: RunDirectory, spec: RunSpec) -> str:
     try:
-        honour(directory, spec, caches)
+        honour(directory, spec)
     except RunError as error:
         return str(error)
     return ""

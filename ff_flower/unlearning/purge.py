@@ -4,12 +4,13 @@ import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from ..config import Exclusion, RunSpec
+from ..config import Exclusion, RunSpec, from_run_config
 from ..errors import RunError, VerificationError
+from ..machine import is_visible
 from ..module_store import ModuleStore
 from ..registry import ModuleLimits, Refusal, decode_module, read_refusals
 from ..reports import FitReport
-from ..run_directory import RECEIVED, RunDirectory, cache_root
+from ..run_directory import RECEIVED, RunDirectory, cache_root, read_spec
 from ..synthesis import SampleCache
 from .owners import drop_introductions, owner_names, participants
 from .tombstone import Tombstone
@@ -17,7 +18,7 @@ from .tombstone import Tombstone
 _RECORDS = ("metrics.json", "label_distribution.json", "label_distribution.png")
 
 
-def honour(directory: RunDirectory, spec: RunSpec, caches: Iterable[Path] = ()) -> RunSpec:
+def honour(directory: RunDirectory, spec: RunSpec) -> RunSpec:
     """Complete a purge that was interrupted, and return the spec without what the run has forgotten.
 
     Parameters
@@ -26,19 +27,24 @@ def honour(directory: RunDirectory, spec: RunSpec, caches: Iterable[Path] = ()) 
         The run directory of ``spec``.
     spec : RunSpec
         As it was asked for.
-    caches : iterable of Path
-        Folders of shared samples and fits beside that of ``spec`` and those that the tombstone names.
 
     Raises
     ------
     RunError
-        Where the tombstone cannot be read, or a file cannot be removed.
+        Where the tombstone or the record of the run's caches cannot be read, or a file cannot be removed.
     """
     tombstone = Tombstone.read(directory.path)
     if not tombstone.purged:
-        _purge(directory, spec, tombstone, {cache_root(spec), *caches, *tombstone.caches})
+        _purge(directory, spec, tombstone, caches_of(directory, spec))
         tombstone.as_purged().write(directory)
     return tombstone.effective(spec)
+
+
+def caches_of(directory: RunDirectory, spec: RunSpec) -> list[Path]:
+    """Return the folders of shared samples and fits: beside the run, and where else it was worked on, if that is still there."""
+    made = from_run_config(read_spec(directory.path))  # the only record of a run by a version that noted no caches
+    earlier = directory.caches or ([cache_root(made)] if made.out else [])
+    return list(dict.fromkeys([cache_root(spec), *filter(is_visible, earlier)]))
 
 
 def traces(run: Path, caches: Iterable[Path], exclusion: Exclusion, module_ids: Collection[str]) -> dict[str, Path]:
@@ -58,7 +64,7 @@ def traces(run: Path, caches: Iterable[Path], exclusion: Exclusion, module_ids: 
     Returns
     -------
     dict from str to Path
-        By the file's name in the run directory, or ``cache/...``.
+        By the file's name in the run directory, or ``cache/...``; of further caches by its path.
     """
     refused = _quarantined(run, exclusion, module_ids)
     # Vetting draws samples of what it then refuses. A copy of somebody else's module leaves that one's samples alone.
@@ -71,11 +77,12 @@ def traces(run: Path, caches: Iterable[Path], exclusion: Exclusion, module_ids: 
     files += _files(run / "classifiers")
     files += [run / name for name in _RECORDS if (run / name).exists()]
     found: dict[str, Path] = {}
-    for cache in caches:  # first, since quarantine tells what of them is to go
+    for number, cache in enumerate(caches):  # first, since quarantine tells what of them is to go
         copies = [*_fits(cache, exclusion), *_received(cache, drawn)]
         copies += [path for module_id in sorted(drawn) for path in _files(cache / "samples" / module_id)]
         copies += [path for path in _files(cache / "modules") if _digest(path) in drawn]
-        found |= {f"cache/{path.relative_to(cache).as_posix()}": path for path in copies}
+        place = cache.as_posix() if number else "cache"
+        found |= {f"{place}/{path.relative_to(cache).as_posix()}": path for path in copies}
     return found | {path.relative_to(run).as_posix(): path for path in files}
 
 

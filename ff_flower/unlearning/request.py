@@ -6,12 +6,12 @@ from typing import Any
 
 from ..config import Exclusion, RunSpec, from_run_config
 from ..errors import ConfigError, RunError
-from ..machine import is_visible, path_of
+from ..machine import path_of
 from ..metrics import Ledger
 from ..registry import ModuleRegistry, RegisteredModule
-from ..run_directory import RunDirectory, cache_root, file_digest, read_spec, run_path
+from ..run_directory import RunDirectory, file_digest, read_spec, run_path
 from .owners import owner_names, participants
-from .purge import traces
+from .purge import caches_of, traces
 from .tombstone import Entry, Tombstone
 
 SHORTEST_ID = 8
@@ -40,16 +40,6 @@ def open_run(run: Path) -> tuple[RunSpec, Path]:
             "version made the run, use that version"
         )
     return spec, path
-
-
-def caches_of(spec: RunSpec, run: Path) -> list[Path]:
-    """Return the folders of shared samples and fits: beside the run, and wherever else it was made, if that is still there.
-
-    Rebuilding writes the place of now into the spec, so that later requests know of earlier places from the tombstone alone.
-    """
-    made = from_run_config(read_spec(run))
-    written = [cache_root(made)] if made.out and is_visible(cache_root(made)) else []
-    return list(dict.fromkeys([cache_root(spec), *written, *Tombstone.read(run).caches]))
 
 
 def check_whole(directory: RunDirectory) -> None:
@@ -102,14 +92,13 @@ def resolve(
     return wanted, notes
 
 
-def plan(directory: RunDirectory, spec: RunSpec, exclusion: Exclusion, reason: str, caches: Collection[Path]) -> Entry:
+def plan(directory: RunDirectory, spec: RunSpec, exclusion: Exclusion, reason: str) -> Entry:
     """Return the entry of the tombstone for ``exclusion``, with the account of the run as it is before."""
     registry = list(ModuleRegistry.of_run(directory.path, spec))
     modules = {one.module_id: _told(one) for one in registry if exclusion.covers(one.manifest.owner, one.manifest.label)}
-    doomed = traces(directory.path, caches, exclusion, set(modules))
+    doomed = traces(directory.path, caches_of(directory, spec), exclusion, set(modules))
     removed = {name: digest for name, path in doomed.items() if (digest := file_digest(path))}
-    before = account(directory, spec, registry, set(removed))
-    return Entry(str(exclusion), modules, reason, before, removed, caches=tuple(str(cache) for cache in caches))
+    return Entry(str(exclusion), modules, reason, account(directory, spec, registry, set(removed)), removed)
 
 
 def account(

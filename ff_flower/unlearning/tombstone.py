@@ -9,7 +9,6 @@ from typing import Any, Self
 
 from ..config import Exclusion, RunSpec
 from ..errors import ConfigError, RunError
-from ..machine import is_visible
 from ..run_directory import RunDirectory
 
 FILE = "forgotten.json"
@@ -34,8 +33,6 @@ class Entry:
         SHA-256 of every file that was to be removed, by its name.
     purged : bool
         Whether all that is gone.
-    caches : tuple of str
-        Folders of shared samples and fits that the request reached: a run that was moved has one where it was made.
     """
 
     exclude: str
@@ -44,7 +41,6 @@ class Entry:
     before: Mapping[str, Any] = field(default_factory=dict)
     removed: Mapping[str, str] = field(default_factory=dict)
     purged: bool = False
-    caches: tuple[str, ...] = ()
 
     @property
     def exclusion(self) -> Exclusion:
@@ -74,10 +70,10 @@ class Tombstone:
             values = json.loads(path.read_text(encoding="utf-8"))
             if values["format_version"] != FORMAT_VERSION:
                 raise ValueError(f"format version {values['format_version']}, not {FORMAT_VERSION}")
-            entries = tuple(Entry(**entry | {"caches": tuple(entry.get("caches", ()))}) for entry in values["entries"])
+            entries = tuple(Entry(**entry) for entry in values["entries"])
             if wrong := [name for entry in entries for name in entry.modules if not re.fullmatch("[0-9a-f]{64}", name)]:
                 raise ValueError(f"{wrong[0]!r} is no module id")
-            _ = [(entry.exclusion, [Path(name) for name in entry.caches]) for entry in entries]
+            _ = [entry.exclusion for entry in entries]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError, RecursionError) as error:
             raise RunError(
                 f"{path}: cannot be read ({error}); it says what this run has forgotten, so restore it from a copy, or remove "
@@ -97,12 +93,6 @@ class Tombstone:
     def module_ids(self) -> tuple[str, ...]:
         """The ids of all forgotten modules, sorted."""
         return tuple(sorted({module_id for entry in self.entries for module_id in entry.modules}))
-
-    @property
-    def caches(self) -> tuple[Path, ...]:
-        """The caches that any of the requests reached, as far as they are still there."""
-        named = dict.fromkeys(Path(name) for entry in self.entries for name in entry.caches)
-        return tuple(path for path in named if is_visible(path))
 
     @property
     def purged(self) -> bool:

@@ -7,13 +7,14 @@ import pytest
 import torch
 from local_grid import tiny
 
+from clients.finished_fits import drop_received
 from clients.module_factory import choose_kind, fit_module, fit_modules
 from clients.site import kind_of, open_site
 from ff_flower.config import ModuleSpec, RunSpec
 from ff_flower.errors import ConfigError
 from ff_flower.generative import KINDS
 from ff_flower.generative.base import ONE_IMAGE
-from ff_flower.registry import decode_module
+from ff_flower.registry import decode_module, module_id
 from ff_flower.run_directory import cache_root, drop_finished_fits
 
 CPU = torch.device("cpu")
@@ -129,6 +130,28 @@ def test_finished_fits_stay_until_the_server_has_them(kind, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "flwr"):
         assert fit_modules(other, site, CPU)[1].keys() == files.keys()
     assert "of its fit" not in caplog.text
+
+
+def test_fits_go_when_the_server_has_all_of_them(tmp_path):
+    """A node deletes what it keeps when all of it is in the broadcast, and until then nothing."""
+    spec = tiny(tmp_path)
+    site = open_site(spec, NODE)
+    _, files = fit_modules(spec, site, CPU)
+    drop_received(spec, site.owner, [*files][:1])
+    assert len(finished(spec)) == 2
+    drop_received(spec, site.owner, [*files, "another's"])
+    assert finished(spec) == []
+
+
+def test_fits_of_what_a_node_holds_no_more_are_not_kept(tmp_path):
+    """The file of a class that is gone, or of other images of a class, goes when the node fits again: nobody will have it."""
+    spec = tiny(tmp_path)
+    site = open_site(spec, NODE)
+    first, second = sorted(set(site.own.labels.tolist()))
+    fit_modules(spec, site, CPU)
+    _, files = fit_modules(spec, of_one_class(site, first, 30), CPU)
+    (left,) = finished(spec)
+    assert module_id(left.read_bytes()) in files and left.name.startswith(f"{site.owner}+{first}+") and second != first
 
 
 def test_the_seconds_of_a_finished_fit_are_told(tmp_path):

@@ -10,6 +10,7 @@ from own_sites import CLASSES, deployed, make, own
 from PIL import Image
 from tampering import at, failing
 
+from ff_flower.data import datasets
 from ff_flower.errors import ConfigError, RunError
 from ff_flower.registry import ModuleRegistry
 from sims.digit_folders import NAMES, write_digit_folders
@@ -120,12 +121,31 @@ def test_a_class_that_a_site_adds_before_a_run_goes_on_is_fitted(tmp_path):
     first = make(own(tmp_path / "out"), deployed(folders), tamper=at("evaluate", failing, 0))
     added = write_digit_folders(tmp_path / "later", {"south": (5,)}, per_class=30)["south"]
     shutil.copytree(added, folders["south"], dirs_exist_ok=True)
+    datasets._read.cache_clear()  # every message to a SuperNode begins a process
     again = make(own(tmp_path / "out"), deployed(folders), shuffle=6)
     assert again.metrics["classes"] == [*first.metrics["classes"], "five"]
     owners = {module.manifest.label_name: module.manifest.owner for module in ModuleRegistry(again.path / "modules")}
     assert owners["five"] == owners["one"] == "south" and again.grid.fitted == [1]
     assert again.metrics["missing"] == []
     assert make(own(tmp_path / "out"), deployed(folders)).grid.fitted == []
+
+
+def test_a_site_that_announces_a_class_and_fails_is_no_worse_than_before(tmp_path):
+    """Its earlier modules stay, it is missing while it fails, and a session without it goes on with what it gave."""
+    folders = write_digit_folders(tmp_path / "images", CLASSES, per_class=30)
+    held = write_digit_folders(tmp_path / "held", {"server": (0, 1, 3, 7, 9)}, per_class=5)["server"]
+    spec = own(tmp_path / "out", min_nodes=2, synthesis__site="server", data__server_test=f"folder:{held}")
+    first = make(spec, deployed(folders), tamper=at("train", failing, 0))
+    assert [one["partition"] for one in first.metrics["missing"]] == [0]
+    added = write_digit_folders(tmp_path / "later", {"south": (5,)}, per_class=30)["south"]
+    shutil.copytree(added, folders["south"], dirs_exist_ok=True)
+    datasets._read.cache_clear()  # every message to a SuperNode begins a process
+    second = make(spec, deployed(folders), tamper=at("train", failing, 1))
+    assert [one["partition"] for one in second.metrics["missing"]] == [1]
+    owners = {module.manifest.label_name: module.manifest.owner for module in ModuleRegistry(second.path / "modules")}
+    assert owners["one"] == "south" and "five" not in owners
+    third = make(spec, deployed({name: folder for name, folder in folders.items() if name != "south"}))
+    assert third.metrics["missing"] == [] and third.files() == second.files()
 
 
 def test_a_class_that_the_run_excludes_is_asked_for_no_more(folders, tmp_path):

@@ -6,11 +6,10 @@ from local_grid import LocalGrid, tiny
 from tampering import LIAR, at
 
 from clients.client_app import app
-from clients.finished_fits import drop_received
 from clients.signing import signing_key
 from ff_flower.errors import ConfigError, RunError
-from ff_flower.registry import module_id, write_key_pair
-from ff_flower.run_directory import cache_root, finished_fit
+from ff_flower.registry import write_key_pair
+from ff_flower.run_directory import cache_root
 from strategies.server_app import run
 
 NODES, MODULES = 5, 10
@@ -89,20 +88,6 @@ def test_a_node_keeps_its_fits_while_the_server_lacks_one(required, keys, run_ti
         again = run_tiny(required, node_config=signers(keys))
     assert again.grid.fitted == [LIAR] and caplog.text.count("is fitted already") == 2
     assert again.metrics["quarantined"] == [] and list(fits.iterdir()) == []
-
-
-def test_kept_fits_go_when_the_server_has_one_of_every_class(tmp_path):
-    """A node deletes what it keeps once every class of it is in the broadcast, also files of other images of that class."""
-    spec, place = tiny(tmp_path), cache_root(tiny(tmp_path)) / "fits"
-    place.mkdir(parents=True)
-    files = {name: finished_fit(spec, "0", *name.split("-")).with_suffix(".module") for name in ("1-a", "1-b", "2-a")}
-    for name, path in files.items():
-        path.write_text(name)
-    held = {name: module_id(name.encode()) for name in files}
-    drop_received(spec, "0", {held["1-a"], held["1-b"]})
-    assert {*place.iterdir()} == {*files.values()}
-    drop_received(spec, "0", {held["1-b"], held["2-a"]})
-    assert [*place.iterdir()] == []
 
 
 def test_a_foreign_signature_goes_to_quarantine(upload, keys, run_tiny):

@@ -43,17 +43,17 @@ def three_classes(digits, path):
     return path
 
 
-def of_a_simulation(path):
-    """Let a run say that its nodes were a simulation's, whom local nodes stand for; return it."""
-    environment = json.loads((path / "environment.json").read_text())
-    (path / "environment.json").write_text(json.dumps(environment | {"deployed": False}))
+def noting(path, **history):
+    """Let the record of a run's environment say something else of its history; return the run."""
+    record = path / "environment.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | history))
     return path
 
 
 def copied(path, folder):
-    """Return a run directory like ``path``, with its cache, in another folder."""
+    """Return a run directory like ``path``, with its cache, in another folder, as if it had been made there."""
     shutil.copytree(path.parent, folder / "copy", symlinks=True)
-    return folder / "copy" / path.name
+    return noting(folder / "copy" / path.name, caches=[str(folder / "copy" / "cache")])
 
 
 def work(tamper=None, asked=None, scratch=None):

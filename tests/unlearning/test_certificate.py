@@ -12,7 +12,7 @@ from federations import (
     forget_owner,
     made,
     modules_of,
-    of_a_simulation,
+    noting,
     on_nodes,
     scratch_without,
     work,
@@ -119,7 +119,7 @@ def test_who_is_lost_while_rebuilding_keeps_the_certificate_open(whole):
         "files": {},
     }
     spec, _ = open_run(whole)
-    plan = plan_work(spec, of_a_simulation(whole), requested=False, rebuild=True, proof=None, tell=print)
+    plan = plan_work(spec, noting(whole, deployed=False), requested=False, rebuild=True, proof=None, tell=print)
     assert "nodes of a simulation" in plan.place
     waiting = forget(whole, (), (), Work())  # as where the nodes are elsewhere
     assert waiting.error == done.error and not certificate(waiting)["rebuild"]["done"]

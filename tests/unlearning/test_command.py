@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from federations import contents, copied, made, of_a_simulation, on_nodes
+from federations import contents, copied, made, noting, on_nodes
 from typer.testing import CliRunner
 
 from ff_flower.registry import ModuleRegistry
@@ -11,6 +11,7 @@ from ff_flower.run_directory import RunDirectory
 from ff_flower.unlearning import Tombstone, open_run
 from sims.cli import app
 from sims.run import FAILED, REFUSED
+from strategies import forgetting
 
 
 def call(*words):
@@ -81,6 +82,20 @@ def test_nodes_of_a_deployment_are_asked_there(whole):
     assert told["rebuild"]["done"] and sorted(told["nodes"]["confirmed"]) == ["0", "1", "2", "3", "4"]
 
 
+def test_a_simulation_confirms_nothing_for_supernodes(whole, monkeypatch):
+    """Where a simulation goes on with a run of SuperNodes it rebuilds, and the certificate names them as not having confirmed."""
+    call(whole, "--owner", 3)
+    monkeypatch.setattr(forgetting, "is_simulated", lambda grid: True)
+    on_nodes(open_run(whole)[0], asked=(asked := []))
+    assert asked and not [kind for kind, _ in asked if kind == "query.forget"]
+    assert call(whole).exit_code == 0
+    certificate = whole / "certificates" / "forget-1.json"
+    nodes = json.loads(certificate.read_text())["nodes"]
+    assert nodes["confirmed"] == {} and nodes["not_confirmed"] == ["0", "1", "2", "3", "4"]
+    assert "those of the run are SuperNodes" in nodes["reasons"][0]
+    assert "--database" in certificate.read_text()
+
+
 def test_a_reason_of_any_bytes_is_certified(uploaded):
     """A reason in which a terminal wrote bytes that are no UTF-8 keeps the rest of its letters."""
     done = call(uploaded, "--owner", 3, "--no-rebuild", "--reason", "d\udce9part")
@@ -92,7 +107,8 @@ def test_a_reason_of_any_bytes_is_certified(uploaded):
 @pytest.mark.slow
 def test_nodes_forget_in_flower(tmp_path):
     """In real Flower the nodes of a simulation are told, rebuild, and confirm; the command exits with 0."""
-    path = of_a_simulation(copied(made(tmp_path / "run", num_clients=2, partition__classes_per_node=5), tmp_path))
+    path = copied(made(tmp_path / "run", num_clients=2, partition__classes_per_node=5), tmp_path)
+    noting(path, deployed=False)  # local nodes stand for a simulation's
     done = call(path, "--owner", 1)
     assert done.exit_code == 0, done.output
     assert not RunDirectory(path).deployed

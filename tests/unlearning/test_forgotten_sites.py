@@ -8,6 +8,7 @@ from federations import contents, modules_of
 from local_grid import LocalGrid, tiny
 
 from clients.client_app import app
+from ff_flower.data import datasets
 from ff_flower.errors import ConfigError
 from ff_flower.run_directory import RunDirectory
 from ff_flower.unlearning import Work, compare_runs, forget, open_run, waits_for_nodes
@@ -47,6 +48,20 @@ def test_a_named_site_is_forgotten(sites, tmp_path):
     assert [one["name"] for one in introduced] == ["north", "west"]
     scratch = sites(spec.model_copy(update={"out": str(tmp_path / "scratch"), "exclude": "south"}))
     assert [one for one in compare_runs(RunDirectory(path), scratch) if not one.equal] == []
+
+
+def test_no_module_is_fitted_for_forgetting(sites, tmp_path):
+    """A class that a site has added since is left out where a run has forgotten somebody, and a note says so."""
+    path = sites(tiny(tmp_path / "run", data__name="sites", num_clients=3, connect_timeout=0.3)).path
+    added = write_digit_folders(tmp_path / "later", {"west": (5,)}, per_class=30)["west"]
+    shutil.copytree(added, tmp_path / "images" / "west", dirs_exist_ok=True)
+    datasets._read.cache_clear()  # every message to a SuperNode begins a process
+    done = forget(path, ["south"], (), Work(sites))
+    told = json.loads(done.certificates[0].read_text())
+    assert done.error == "" and told["amended"] == [] and told["proof"]["generative_modules_fitted"] == 0
+    assert told["proof"]["modules_after_are_before_without_forgotten"]
+    notes = json.loads((path / "metrics.json").read_text())["notes"]
+    assert [note for note in notes if note.startswith("site west has added images of five, which are left out")]
 
 
 def test_sites_elsewhere_are_left_to_their_federation(sites, tmp_path):

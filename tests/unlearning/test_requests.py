@@ -4,12 +4,24 @@ import json
 import os
 
 import pytest
-from federations import AT_THE_SERVER, SEVERAL_CLASSES, contents, forget_owner, made, modules_of, on_nodes, scratch_without, work
+from federations import (
+    AT_THE_SERVER,
+    SEVERAL_CLASSES,
+    contents,
+    forget_owner,
+    made,
+    modules_of,
+    noting,
+    on_nodes,
+    scratch_without,
+    work,
+)
 from local_grid import LocalGrid, tiny
 
 from clients.client_app import app
-from ff_flower.errors import ConfigError, FederatedFactoryError, RunError
-from ff_flower.run_directory import RunDirectory
+from ff_flower.errors import ConfigError, FederatedFactoryError, RunError, VerificationError
+from ff_flower.registry import ModuleRegistry, module_id
+from ff_flower.run_directory import RunDirectory, cache_root
 from ff_flower.unlearning import Tombstone, Work, compare_runs, forget, open_run
 from strategies import nodes
 from strategies.server_app import run
@@ -79,19 +91,42 @@ def test_a_renamed_run_is_not_touched(uploaded):
     assert uploaded.name in refusal(renamed, ["1"])
 
 
-def test_a_moved_run_forgets_where_it_is(uploaded, tmp_path):
+@pytest.mark.parametrize("owners", [("3", "1"), ("3",)], ids=["noted", "before caches were noted"])
+def test_a_moved_run_forgets_where_it_is(owners, uploaded, tmp_path):
     """A run directory that was moved is rebuilt in its new place; each request drops the samples of the old place too."""
     moved = tmp_path / "elsewhere" / uploaded.name
-    spec = json.loads((uploaded / "spec.json").read_text())
-    (uploaded / "spec.json").write_text(json.dumps(spec | {"out": str(uploaded.parent)}))
+    if len(owners) == 1:
+        noting(uploaded, caches=[])
+        spec = json.loads((uploaded / "spec.json").read_text())
+        (uploaded / "spec.json").write_text(json.dumps(spec | {"out": str(uploaded.parent)}))
     moved.parent.mkdir()
     uploaded.rename(moved)
-    for owner in ("3", "1"):
+    for owner in owners:
         gone = modules_of(moved, owner)
         assert all((uploaded.parent / "cache" / "samples" / name).is_dir() for name in gone)
         assert forget_owner(moved, owner).error == ""
         assert (moved / "classifiers" / "server.safetensors").is_file() and not uploaded.exists()
         assert not {path.name for path in (uploaded.parent / "cache" / "samples").iterdir()} & set(gone)
+
+
+def test_a_refused_module_is_forgotten_in_every_cache(uploaded, tmp_path):
+    """What vetting drew of a module that it refused goes from each of the caches with which a run was made."""
+    spec, _ = open_run(uploaded)
+    other = spec.model_copy(update={"out": str(tmp_path / "other")})
+    RunDirectory(uploaded).describe(other)
+    data = b"a module of which all samples are alike"
+    ModuleRegistry(uploaded / "modules").quarantine(data, VerificationError("collapsed", "all are alike"), source="node 3")
+    refused = module_id(data)
+    drawn = [cache_root(one) / "samples" / refused / "0.npy" for one in (spec, other)]
+    for path in drawn:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"samples")
+    told = json.loads(forget(uploaded, ["3"], (), Work()).certificates[0].read_text())
+    assert not any(path.exists() for path in drawn)
+    assert {name for name in told["removed"] if refused in name and name.endswith(".npy")} == {
+        f"cache/samples/{refused}/0.npy",
+        drawn[1].as_posix(),
+    }
 
 
 def test_a_directory_that_cannot_be_written_is_not_touched(uploaded, monkeypatch, full_disk):
