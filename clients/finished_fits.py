@@ -55,8 +55,9 @@ def drop_received(spec: RunSpec, owner: str, broadcast: Collection[str]) -> None
     broadcast : collection of str
         Ids of the modules that the server has.
     """
-    if all(file_digest(path) in broadcast for path in finished_fits(spec, owner)):
-        drop_finished_fits(spec, owner)
+    with suppress(OSError):
+        if all(file_digest(path) in broadcast for path in finished_fits(spec, owner)):
+            drop_finished_fits(spec, owner)
 
 
 def drop_others(spec: RunSpec, owner: str, modules: Collection[str]) -> None:
@@ -65,8 +66,9 @@ def drop_others(spec: RunSpec, owner: str, modules: Collection[str]) -> None:
     The server will never have them.
     """
     for path in finished_fits(spec, owner):
-        if file_digest(path) not in modules:
-            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            if file_digest(path) not in modules:
+                path.unlink(missing_ok=True)
 
 
 def keep(place: Path, fit: Fit) -> None:
