@@ -40,7 +40,7 @@ def describe_environment() -> dict[str, object]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "libraries": library_versions(),
@@ -48,7 +48,7 @@ def describe_environment() -> dict[str, object]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
     """Return the processor's model where the system tells it, else its architecture."""
     told = Path("/proc/cpuinfo")
     lines = told.read_text(encoding="utf-8", errors="replace").splitlines() if told.is_file() else []

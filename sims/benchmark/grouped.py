@@ -16,7 +16,7 @@ from ff_flower.seeding import generator
 
 from .pipeline import changed, median_seconds, random_images
 from .results import Results, Row, significant
-from .throughput import Load
+from .throughput import Load, place
 from .variants import one_after_the_other, stacked
 
 RESULTS = Results(
@@ -49,10 +49,9 @@ def _measure(load: Load, count: int) -> Row:
 
     difference = float((in_turn() - at_once()).abs().max())
     turns = [(median_seconds(in_turn, 1), median_seconds(at_once, 1)) for _ in range(load.repeats)]
-    compiled = ", one after the other compiled" if compiles() else ""
-    place = torch.cuda.get_device_name() + compiled if device.type == "cuda" else f"CPU, threads: {load.threads}"
+    compiled = ", one after the other compiled" if compiles() and device.type == "cuda" else ""
     return {
-        "device": place,
+        "device": place(load, device) + compiled,
         "kind": load.kind,
         "size": load.size,
         "image": "x".join(str(side) for side in load.shape),

@@ -10,6 +10,7 @@ import torch
 
 from ff_flower.accelerator import compiles, low_precision, peak_memory, prepare
 from ff_flower.config import ImageShape, ModuleSpec, RunSpec, Scalar, TrainingSpec
+from ff_flower.environment import processor
 from ff_flower.generative import BLOCK, FitOptions, build_module
 from ff_flower.seeding import generator
 
@@ -107,9 +108,8 @@ def measure_load(load: Load) -> Row:
     limit = matmul_rate(device, load.repeats)
     compiled = ", training compiled" if load.compile_on_cpu and trained and compiles() else ""
     uncompiled = "" if compiles() or not trained else ", uncompiled"
-    place = torch.cuda.get_device_name() + uncompiled if device.type == "cuda" else f"CPU, threads: {load.threads}{compiled}"
     return {
-        "device": place,
+        "device": place(load, device) + (uncompiled if device.type == "cuda" else compiled),
         "kind": load.kind,
         "size": str(settings.get("size", "-")),
         "image": "x".join(str(side) for side in load.shape),
@@ -124,6 +124,11 @@ def measure_load(load: Load) -> Row:
         "matmul GFLOP/s": significant(limit / 1e9),
         "share of it %": significant(100 * flops * rate / limit, 3) if trained else None,
     }
+
+
+def place(load: Load, device: torch.device) -> str:
+    """Return what computes: a GPU by its name, a processor by its name and the threads; rows of one are not those of another."""
+    return torch.cuda.get_device_name() if device.type == "cuda" else f"{processor()}, threads: {load.threads}"
 
 
 def operations_per_image(load: Load, images: torch.Tensor) -> float:
