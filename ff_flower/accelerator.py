@@ -151,10 +151,6 @@ def compile_for_training(network: nn.Module, inputs: Callable[[], tuple[Tensor, 
         network.warm_up(*inputs())
 
 
-# Compiled code asserts the layouts that it was compiled for.
-COMPILER_FAILURES = (RuntimeError, OSError, ImportError, SubprocessError, AssertionError)
-
-
 class _Compiled(nn.Module):
     """A compiled network; whether the compiler works shows when it is first used, and where it does not, the network is used.
 
@@ -188,7 +184,7 @@ class _Compiled(nn.Module):
                 return work(self.compiled)
             except torch.cuda.OutOfMemoryError:
                 raise
-            except COMPILER_FAILURES as error:
+            except (RuntimeError, OSError, ImportError, SubprocessError, AssertionError) as error:  # it asserts layouts
                 self.compiled = None
                 _leave_out(next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__))
         return otherwise()

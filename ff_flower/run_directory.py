@@ -133,7 +133,7 @@ class RunDirectory:
         sessions.
         """
         with _writing(self.path.parent):
-            caches = [str(cache) for cache in dict.fromkeys([*self.caches, cache_root(spec)])]
+            caches = list(dict.fromkeys([*map(str, self.caches), str(cache_root(spec))]))
             history = {"deployed": deployed or self.deployed, "caches": caches}
             self.write_json("spec.json", {"format_version": FORMAT_VERSION, "digest": spec.digest(), **spec.flat()})
             self.write_json("environment.json", describe_environment() | history)

@@ -91,18 +91,19 @@ class Collection:
             unless the run has forgotten somebody: for that no module is fitted.
         """
         self.reports = {p: report for p in self.participants if (report := self._kept_report(p)) is not None}
-        forgetful = bool(Tombstone.read(self.directory.path).entries)
         for partition in sorted(held.keys() & self.reports.keys()):
             known, owner = self.reports[partition].labels, self.owners[partition]
             added = [label for label in sorted(held[partition] - known) if not self.spec.exclusion.covers(owner, label)]
+            if not added:
+                continue
             names = ", ".join(self.info.classes[label] for label in added)
-            if added and forgetful:
+            if Tombstone.read(self.directory.path).entries:
                 self.notes.append(
                     f"site {owner} has added images of {names}, which are left out: this run has forgotten somebody, and fits no "
                     "module any more; begin one in another out with them"
                 )
                 logger.warning("fit: %s", self.notes[-1])
-            elif added:
+            else:
                 logger.info("fit: site %s has added images of %s, and is asked for its modules once more", owner, names)
                 del self.reports[partition]
         return set(self.participants) - set(self.reports)
@@ -135,7 +136,8 @@ class Collection:
         self._transfers[partition] = self.ledger.transfers[before:]
         self.ledger.write(self.directory.path / "ledger.jsonl")
         self.reports[partition] = report
-        path, stage = self.directory.write(f"nodes/{partition}/fit.json", report.to_json().encode()), f"fit-{partition}"
+        path = self.directory.write(f"nodes/{partition}/fit.json", report.to_json().encode())
+        stage = f"fit-{partition}"
         if len(kept) == len(files):
             seconds = report.work.ended - report.work.began
             outputs = [path, *(file for module in kept for file in module.files())]

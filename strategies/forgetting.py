@@ -1,7 +1,6 @@
 """Before a round on a run that has forgotten somebody: every node that can be reached is told, and says what it dropped."""
 
 import logging
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -25,7 +24,8 @@ def tell_nodes(grid: Grid, spec: RunSpec, directory: RunDirectory, roll: Roll | 
     """Tell the nodes what the run has forgotten, unless all of them have confirmed it already.
 
     What they answer is kept for the certificate: ``modules`` that were named and who was ``excluded``, the accounts ``confirmed``
-    by partition, in this session or an earlier one, and the ``reasons`` of those that did not answer in this one.
+    by partition, in this session or an earlier one, and the ``reasons`` of those that did not answer in this one. A simulation
+    does not answer for the SuperNodes of a run: none is asked then, and the reason says so.
 
     Parameters
     ----------
@@ -83,11 +83,9 @@ def tell_nodes(grid: Grid, spec: RunSpec, directory: RunDirectory, roll: Roll | 
     _note(directory, module_ids, excluded, confirmed, reasons)
 
 
-def _note(
-    directory: RunDirectory, module_ids: list[str], excluded: str, confirmed: Mapping[str, Any], reasons: Iterable[str]
-) -> None:
+def _note(directory: RunDirectory, module_ids: list[str], excluded: str, confirmed: dict[str, Any], reasons: list[str]) -> None:
     """Keep what the nodes answered for the certificate."""
-    values = {"modules": module_ids, "excluded": excluded, "confirmed": dict(confirmed), "reasons": sorted(reasons)}
+    values = {"modules": module_ids, "excluded": excluded, "confirmed": confirmed, "reasons": sorted(reasons)}
     directory.write_json(CONFIRMATIONS, values)
 
 

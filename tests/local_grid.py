@@ -123,6 +123,18 @@ class GrowingGrid(LocalGrid):
         return super().get_node_ids()[: self.seen]
 
 
+class SilentGrid(LocalGrid):
+    """A grid of which some nodes never reply, though they got their messages."""
+
+    pull_interval = 0.02
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Return the ids of all messages."""
+        messages = list(messages)
+        super().push_messages(messages)
+        return [message.metadata.message_id for message in messages]
+
+
 def error_reply(message: Message, reason: str) -> Message:
     """Return the reply of a node whose app raised, in the place of its ``message``."""
     failed = Message(Error(code=2, reason=reason), reply_to=message)

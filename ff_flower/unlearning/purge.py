@@ -42,8 +42,10 @@ def honour(directory: RunDirectory, spec: RunSpec) -> RunSpec:
 
 def caches_of(directory: RunDirectory, spec: RunSpec) -> list[Path]:
     """Return the folders of shared samples and fits: beside the run, and where else it was worked on, if that is still there."""
-    made = from_run_config(read_spec(directory.path))  # the only record of a run by a version that noted no caches
-    earlier = directory.caches or ([cache_root(made)] if made.out else [])
+    earlier = directory.caches
+    if not earlier:  # by a version that noted none: its spec alone says where it was made
+        made = from_run_config(read_spec(directory.path))
+        earlier = [cache_root(made)] if made.out else []
     return list(dict.fromkeys([cache_root(spec), *filter(is_visible, earlier)]))
 
 

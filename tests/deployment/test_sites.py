@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from local_grid import GrowingGrid, LocalGrid
+from local_grid import GrowingGrid, SilentGrid
 from own_sites import CLASSES, deployed, make, own
 from PIL import Image
 from tampering import at, failing
@@ -119,8 +119,7 @@ def test_a_class_that_a_site_adds_before_a_run_goes_on_is_fitted(tmp_path):
     """A site that has images of another class when a partial run goes on sends a module of it, and nobody else fits again."""
     folders = write_digit_folders(tmp_path / "images", CLASSES, per_class=30)
     first = make(own(tmp_path / "out"), deployed(folders), tamper=at("evaluate", failing, 0))
-    added = write_digit_folders(tmp_path / "later", {"south": (5,)}, per_class=30)["south"]
-    shutil.copytree(added, folders["south"], dirs_exist_ok=True)
+    write_digit_folders(tmp_path / "images", {"south": (5,)}, per_class=30)
     datasets._read.cache_clear()  # every message to a SuperNode begins a process
     again = make(own(tmp_path / "out"), deployed(folders), shuffle=6)
     assert again.metrics["classes"] == [*first.metrics["classes"], "five"]
@@ -137,8 +136,7 @@ def test_a_site_that_announces_a_class_and_fails_is_no_worse_than_before(tmp_pat
     spec = own(tmp_path / "out", min_nodes=2, synthesis__site="server", data__server_test=f"folder:{held}")
     first = make(spec, deployed(folders), tamper=at("train", failing, 0))
     assert [one["partition"] for one in first.metrics["missing"]] == [0]
-    added = write_digit_folders(tmp_path / "later", {"south": (5,)}, per_class=30)["south"]
-    shutil.copytree(added, folders["south"], dirs_exist_ok=True)
+    write_digit_folders(tmp_path / "images", {"south": (5,)}, per_class=30)
     datasets._read.cache_clear()  # every message to a SuperNode begins a process
     second = make(spec, deployed(folders), tamper=at("train", failing, 1))
     assert [one["partition"] for one in second.metrics["missing"]] == [1]
@@ -158,21 +156,11 @@ def test_a_class_that_the_run_excludes_is_asked_for_no_more(folders, tmp_path):
 
 def test_silent_nodes_are_told_in_the_log(folders, tmp_path, monkeypatch, caplog):
     """While a node does not introduce itself the log says for how many the others wait, and how long at most."""
-
-    class Silent(LocalGrid):
-        pull_interval = 0.05
-
-        def push_messages(self, messages):
-            """Expect a reply to every message."""
-            sent = list(messages)
-            super().push_messages(sent)
-            return [message.metadata.message_id for message in sent]
-
     monkeypatch.setattr(introductions, "SILENT_SECONDS", 0.1)
     lost = at("query.introduce", lambda reply: None, 1)
     spec = own(tmp_path, timeout=1.0, connect_timeout=0.1, min_nodes=2)
     with caplog.at_level("WARNING", "flwr"):
-        make(spec, deployed(folders), tamper=lost, kind=Silent)
+        make(spec, deployed(folders), tamper=lost, kind=SilentGrid)
     assert "1 of 3 nodes have not answered; they are waited for until 1 s have passed" in caplog.text
 
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 from flwr.app import Message, RecordDict
-from local_grid import LocalGrid, error_reply, tiny
+from local_grid import LocalGrid, SilentGrid, error_reply, tiny
 from tampering import LIAR, at, claim, failing, lost
 
 from clients.client_app import app
@@ -121,21 +121,9 @@ def test_no_time_is_told_before_anything_is_known():
     assert seconds_left({}, [1], {}, 5.0, False) == seconds_left({0: 1.0}, [], {}, 5.0, False) == 0.0
 
 
-class SlowGrid(LocalGrid):
-    """A grid of which some nodes never reply, though they got their messages."""
-
-    pull_interval = 0.02
-
-    def push_messages(self, messages):
-        """Return the ids of all messages."""
-        messages = list(messages)
-        super().push_messages(messages)
-        return [message.metadata.message_id for message in messages]
-
-
 def test_silence_ends_with_the_timeout_and_is_told_meanwhile():
     """Replies are handed over one by one; then the silent nodes are told of until the time is over, and no longer."""
-    grid, taken, told = SlowGrid(app, 3, tamper=lambda partition, reply: None if partition == 1 else reply), [], []
+    grid, taken, told = SilentGrid(app, 3, tamper=lambda partition, reply: None if partition == 1 else reply), [], []
     silent = next(node for node, context in grid.contexts.items() if context.node_config["partition-id"] == 1)
     messages = [Message(RecordDict(), dst_node_id=node, message_type="query.introduce") for node in grid.contexts]
     began = time.monotonic()
